@@ -36,7 +36,7 @@ extensions = [
 ]
 
 setup(
-    packages=find_packages(include=["inferno", "inferno.*"]) + ["inferno_native"],
+    packages=[*find_packages(include=["inferno", "inferno.*"]), "inferno_native"],
     package_dir={"inferno_native": "native/inferno_native"},
     package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd"]},
     ext_modules=cythonize(

@@ -1,4 +1,4 @@
-"""Shared fixtures: where the larger test data lies."""
+"""Shared fixtures: where the larger test data lies, and the rule that CI accepts no skip."""
 
 import os
 from pathlib import Path
@@ -17,3 +17,22 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"larger test data absent: {relative} (set INFERNO_TEST_DATA)")
     return path
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With INFERNO_FAIL_ON_SKIP=1 (CI), a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("INFERNO_FAIL_ON_SKIP") == "1" and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with a line that says which data was absent."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    absent = [report for report in skipped if "absent" in str(report.longrepr)]
+    if absent:
+        terminalreporter.write_line(
+            f"{len(absent)} tests skipped because test data is absent: set INFERNO_TEST_DATA, run `make env`."
+        )
+    elif skipped and os.environ.get("INFERNO_FAIL_ON_SKIP") == "1":
+        terminalreporter.write_line(f"{len(skipped)} tests skipped; INFERNO_FAIL_ON_SKIP=1 counts that as a failure.")

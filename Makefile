@@ -1,0 +1,52 @@
+# Two commands matter: `make serve` (a running server) and `make test` (everything that proves it).
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+BOOT := $(PYTHON) deploy/bootstrap.py
+# Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
+PYTEST ?= tests
+
+.PHONY: serve test env lint unit sanitize ci-deps lock clean help
+
+help:
+	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
+	@echo "make test      environment, linters, all tests, native tests under sanitizers"
+	@echo "make lint      ruff and mypy"
+	@echo "make unit      tests without real processes"
+	@echo "make sanitize  native tests under AddressSanitizer and UBSan"
+	@echo "make ci-deps   packages that only CI needs (root, apt)"
+	@echo "make lock      refresh deploy/requirements.lock"
+
+serve:
+	@$(BOOT) serve
+
+env:
+	@$(BOOT) env
+	@$(BOOT) model
+	@$(BOOT) vocabs
+
+test: env lint
+	$(PY) -m pytest $(PYTEST)
+	$(MAKE) sanitize
+
+unit: env
+	$(PY) -m pytest -m "not e2e and not slow" $(PYTEST)
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+sanitize: env
+	$(PY) deploy/sanitize.py
+
+ci-deps:
+	deploy/ci-deps.sh
+
+lock:
+	uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-emit-package llama-cpp-python \
+	    --no-header --universal --python-version 3.11 -o deploy/requirements.lock pyproject.toml deploy/requirements.in
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find native -name '*.so' -delete
