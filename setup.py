@@ -7,7 +7,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 # One name per extension: native/inferno_native/<name>.pyx becomes inferno_native.<name>.
-EXTENSIONS: list[str] = []
+EXTENSIONS: list[str] = [
+    "buckets",
+]
 
 BUILD = os.environ.get("INFERNO_BUILD", "release")
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
@@ -38,7 +40,7 @@ extensions = [
 setup(
     packages=[*find_packages(include=["inferno", "inferno.*"]), "inferno_native"],
     package_dir={"inferno_native": "native/inferno_native"},
-    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd"]},
+    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd", "*.h"]},
     ext_modules=cythonize(
         extensions,
         include_path=["native"],
