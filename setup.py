@@ -9,6 +9,7 @@ from setuptools import Extension, find_packages, setup
 # One name per extension: native/inferno_native/<name>.pyx becomes inferno_native.<name>.
 EXTENSIONS: list[str] = [
     "buckets",
+    "llama",
 ]
 
 BUILD = os.environ.get("INFERNO_BUILD", "release")
