@@ -9,6 +9,7 @@ from setuptools import Extension, find_packages, setup
 # One name per extension: native/inferno_native/<name>.pyx becomes inferno_native.<name>.
 EXTENSIONS: list[str] = [
     "buckets",
+    "epochs",
     "gguf",
     "gguf_container",
     "gguf_model",
