@@ -40,7 +40,7 @@ class _Message(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 # ---------------------------------------------------------------- front → engine
 
 
-class ChatPrompt(_Message, tag="chat"):
+class ChatPrompt(_Message, frozen=True, tag="chat"):
     """Messages for the model's own template. Every string but `role` is client text (CONTRACT 7.7)."""
 
     messages: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class ChatPrompt(_Message, tag="chat"):
     add_generation_prompt: bool = True
 
 
-class TextPrompt(_Message, tag="text"):
+class TextPrompt(_Message, frozen=True, tag="text"):
     """A raw prompt. Markers in it stay text unless `parse_special` (needs use_special_tokens)."""
 
     text: str
@@ -57,14 +57,14 @@ class TextPrompt(_Message, tag="text"):
     add_special: bool = True
 
 
-class TokenPrompt(_Message, tag="tokens"):
+class TokenPrompt(_Message, frozen=True, tag="tokens"):
     """A prompt given as ids; ids outside of the vocabulary are refused, control ids unless `allow_special`."""
 
     tokens: list[TokenId]
     allow_special: bool = False
 
 
-class Prepare(_Message, tag="prepare"):
+class Prepare(_Message, frozen=True, tag="prepare"):
     """Render and tokenize; the engine keeps the ids until Start or Drop. Nothing is decoded yet."""
 
     request: RequestId
@@ -73,7 +73,7 @@ class Prepare(_Message, tag="prepare"):
     want_tokens: bool = False  # Prepared carries the ids (for /v1/tokenize)
 
 
-class Sampling(_Message):
+class Sampling(_Message, frozen=True):
     """Sampling parameters; the neutral value of each leaves its stage out. Ranges are the API's."""
 
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
@@ -101,7 +101,7 @@ class Sampling(_Message):
     grammar: Annotated[str, Meta(max_length=65536)] | None = None  # GBNF
 
 
-class Start(_Message, tag="start"):
+class Start(_Message, frozen=True, tag="start"):
     """Queue a prepared request for generation."""
 
     request: RequestId
@@ -120,19 +120,19 @@ class Start(_Message, tag="start"):
     timeout_seconds: Annotated[float, Meta(gt=0.0, le=86400.0)] = 600.0
 
 
-class Drop(_Message, tag="drop"):
+class Drop(_Message, frozen=True, tag="drop"):
     """Forget a prepared request that will not be started."""
 
     request: RequestId
 
 
-class Cancel(_Message, tag="cancel"):
+class Cancel(_Message, frozen=True, tag="cancel"):
     """The client left: free the slots of this request within two decode steps. No answer is sent."""
 
     request: RequestId
 
 
-class Detokenize(_Message, tag="detokenize"):
+class Detokenize(_Message, frozen=True, tag="detokenize"):
     request: RequestId
     tokens: list[TokenId]
 
@@ -143,7 +143,7 @@ FrontToEngine = Prepare | Start | Drop | Cancel | Detokenize
 # ---------------------------------------------------------------- engine → front
 
 
-class ModelInfo(_Message):
+class ModelInfo(_Message, frozen=True):
     """What the front must know of a loaded model without ever parsing it."""
 
     name: str
@@ -166,19 +166,19 @@ class ModelInfo(_Message):
     settings: dict[str, str] = {}  # flash_attention, chunk quantum, kv type and layout, …
 
 
-class EngineHello(_Message, tag="hello"):
+class EngineHello(_Message, frozen=True, tag="hello"):
     version: U32
     model: ModelInfo
 
 
-class Prepared(_Message, tag="prepared"):
+class Prepared(_Message, frozen=True, tag="prepared"):
     request: RequestId
     num_tokens: U32
     context_left: U32  # context_size - num_tokens, at least 1; else Failed(context_length_exceeded)
     tokens: list[TokenId] | None = None
 
 
-class Detokenized(_Message, tag="detokenized"):
+class Detokenized(_Message, frozen=True, tag="detokenized"):
     request: RequestId
     data: bytes
 
@@ -219,13 +219,13 @@ class Event(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     usage: Usage | None = None  # with finish
 
 
-class Step(_Message, tag="step"):
+class Step(_Message, frozen=True, tag="step"):
     """All that one engine step has for this worker."""
 
     events: list[Event]
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """The request is over. `code` is a key of inferno.errors.CODES; `message` is fixed text with numbers."""
 
     request: RequestId
@@ -241,7 +241,7 @@ EngineToFront = EngineHello | Prepared | Detokenized | Step | Failed
 # ---------------------------------------------------------------- supervisor ↔ engine
 
 
-class EngineSettings(_Message, tag="engine_settings"):
+class EngineSettings(_Message, frozen=True, tag="engine_settings"):
     """All that an engine is told: no secret among it. First message on its control socket."""
 
     version: U32
@@ -271,29 +271,29 @@ class EngineSettings(_Message, tag="engine_settings"):
     log_level: str = "info"
 
 
-class AttachWorker(_Message, tag="attach_worker"):
+class AttachWorker(_Message, frozen=True, tag="attach_worker"):
     """With one descriptor: a stream socket whose other end a front worker holds."""
 
     worker: U32
 
 
-class Ping(_Message, tag="ping"):
+class Ping(_Message, frozen=True, tag="ping"):
     serial: U64
 
 
-class Drain(_Message, tag="drain"):
+class Drain(_Message, frozen=True, tag="drain"):
     """Take no new work; exit 0 when running work ended, at the latest after `grace_seconds`."""
 
     grace_seconds: float
 
 
-class ClearPrefixes(_Message, tag="clear_prefixes"):
+class ClearPrefixes(_Message, frozen=True, tag="clear_prefixes"):
     """Empty the prefix store, or only one principal's part of it."""
 
     principal: PrincipalTag | None = None
 
 
-class EngineStats(_Message):
+class EngineStats(_Message, frozen=True):
     """Gauges and counters since the start, for metrics."""
 
     running: U32 = 0
@@ -310,22 +310,22 @@ class EngineStats(_Message):
     steps: U64 = 0
 
 
-class Pong(_Message, tag="pong"):
+class Pong(_Message, frozen=True, tag="pong"):
     serial: U64
     stats: EngineStats | None = None
 
 
-class LoadProgress(_Message, tag="load_progress"):
+class LoadProgress(_Message, frozen=True, tag="load_progress"):
     stage: Literal["verify", "load", "calibrate"]
     fraction: float
 
 
-class EngineReady(_Message, tag="engine_ready"):
+class EngineReady(_Message, frozen=True, tag="engine_ready"):
     model: ModelInfo
     calibration: dict[str, Any] = {}
 
 
-class ModelRefused(_Message, tag="model_refused"):
+class ModelRefused(_Message, frozen=True, tag="model_refused"):
     """The file is not loaded; the engine exits. `reason` is a verifier slug or `load-failed`, `no-memory`."""
 
     reason: str
@@ -333,7 +333,7 @@ class ModelRefused(_Message, tag="model_refused"):
     offset: int | None = None
 
 
-class LogLine(_Message, tag="log"):
+class LogLine(_Message, frozen=True, tag="log"):
     level: Literal["debug", "info", "warning", "error"]
     text: Annotated[str, Meta(max_length=4096)]
 
@@ -345,7 +345,7 @@ EngineToSupervisor = LoadProgress | EngineReady | ModelRefused | Pong | LogLine
 # ---------------------------------------------------------------- supervisor ↔ worker
 
 
-class WorkerSettings(_Message, tag="worker_settings"):
+class WorkerSettings(_Message, frozen=True, tag="worker_settings"):
     """First message to a front worker, with the descriptors: listener(s), then one per name in `shared`.
 
     `settings` is inferno.config's encoded Settings; `secrets` go over this socket and nowhere else.
@@ -360,7 +360,7 @@ class WorkerSettings(_Message, tag="worker_settings"):
     models: list[dict[str, Any]] = []  # the registry: name, state, detail
 
 
-class EngineUp(_Message, tag="engine_up"):
+class EngineUp(_Message, frozen=True, tag="engine_up"):
     """With one descriptor: this worker's stream socket to the engine of `model`."""
 
     model: str
@@ -368,7 +368,7 @@ class EngineUp(_Message, tag="engine_up"):
     info: ModelInfo
 
 
-class EngineGone(_Message, tag="engine_gone"):
+class EngineGone(_Message, frozen=True, tag="engine_gone"):
     model: str
     generation: U64
     state: Literal["loading", "restarting", "refused", "unloaded"]
@@ -376,11 +376,11 @@ class EngineGone(_Message, tag="engine_gone"):
     retry_after: float = 5.0
 
 
-class Reload(_Message, tag="reload"):
+class Reload(_Message, frozen=True, tag="reload"):
     settings: bytes
 
 
-class Answer(_Message, tag="answer"):
+class Answer(_Message, frozen=True, tag="answer"):
     """To Ask or AuditAppend: `error` is a code of inferno.errors or None."""
 
     serial: U64
@@ -388,12 +388,12 @@ class Answer(_Message, tag="answer"):
     result: Any = None
 
 
-class WorkerReady(_Message, tag="worker_ready"):
+class WorkerReady(_Message, frozen=True, tag="worker_ready"):
     worker: U32
     pid: U32
 
 
-class AuditAppend(_Message, tag="audit_append"):
+class AuditAppend(_Message, frozen=True, tag="audit_append"):
     """Audit records for the writer, answered after fsync when `durable`."""
 
     serial: U64
@@ -401,7 +401,7 @@ class AuditAppend(_Message, tag="audit_append"):
     durable: bool
 
 
-class Ask(_Message, tag="ask"):
+class Ask(_Message, frozen=True, tag="ask"):
     """A question that only the supervisor can answer: `what` names it (model_load, metrics, audit_tail, …)."""
 
     serial: U64
