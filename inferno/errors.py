@@ -35,7 +35,9 @@ CODES: dict[str, ErrorCode] = {
     "missing_required_parameter": ErrorCode(400, _REQUEST, "A required field is absent."),
     "unknown_parameter": ErrorCode(400, _REQUEST, "A field that this server does not know."),
     "unsupported_parameter": ErrorCode(400, _REQUEST, "A field or value that this server does not support."),
-    "context_length_exceeded": ErrorCode(400, _REQUEST, "Prompt and requested tokens do not fit the context."),
+    "context_length_exceeded": ErrorCode(
+        400, _REQUEST, "Prompt and requested tokens do not fit the context."
+    ),
     "invalid_json_schema": ErrorCode(400, _REQUEST, "A response_format schema that cannot be used."),
     "invalid_text": ErrorCode(400, _REQUEST, "A string holds NUL or a lone surrogate."),
     "input_too_long": ErrorCode(400, _REQUEST, "A string is longer than max_input_length."),
@@ -44,7 +46,9 @@ CODES: dict[str, ErrorCode] = {
     "ambiguous_credentials": ErrorCode(400, _REQUEST, "More than one credential, or one in the URL."),
     "tokens_exceed_limit": ErrorCode(400, _REQUEST, "Prompt and max_tokens exceed the token limit's size."),
     "weak_password": ErrorCode(400, _REQUEST, "A new password that the password rules refuse."),
-    "template_failed": ErrorCode(400, _REQUEST, "The model's chat template refused or failed on the messages."),
+    "template_failed": ErrorCode(
+        400, _REQUEST, "The model's chat template refused or failed on the messages."
+    ),
     "invalid_api_key": ErrorCode(401, _REQUEST, "No valid credential was sent."),
     "insufficient_permissions": ErrorCode(403, "permission_error", "The caller lacks the permission."),
     "model_not_allowed": ErrorCode(403, "permission_error", "The key may not use this model."),
@@ -58,7 +62,9 @@ CODES: dict[str, ErrorCode] = {
     "unsupported_media_type": ErrorCode(415, _REQUEST, "Only application/json, not compressed, is read."),
     "headers_too_large": ErrorCode(431, _REQUEST, "Headers exceed 16 KiB or 100 lines."),
     # Over a limit
-    "rate_limit_exceeded": ErrorCode(429, "rate_limit_error", "A rate or concurrency limit; wait Retry-After."),
+    "rate_limit_exceeded": ErrorCode(
+        429, "rate_limit_error", "A rate or concurrency limit; wait Retry-After."
+    ),
     "insufficient_quota": ErrorCode(429, "insufficient_quota", "A limit that waiting does not help."),
     # Overloaded, engine failed, our bug
     "internal_error": ErrorCode(500, "server_error", "A fault of ours; the request id finds it in the log."),

@@ -30,7 +30,9 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 RequestId = U64  # chosen by the front, unique on one connection
-PrincipalTag = Annotated[bytes, Meta(min_length=16, max_length=16)]  # keyed digest of the account; opaque to engines
+PrincipalTag = Annotated[
+    bytes, Meta(min_length=16, max_length=16)
+]  # keyed digest of the account; opaque to engines
 
 
 class _Message(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -89,9 +91,9 @@ class Sampling(_Message, frozen=True):
     dry_base: Annotated[float, Meta(ge=1.0, le=100.0)] = 1.75
     dry_allowed_length: Annotated[int, Meta(ge=0, le=1 << 16)] = 2
     dry_penalty_last_n: Annotated[int, Meta(ge=0, le=1 << 20)] = 4096
-    dry_sequence_breakers: Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)] = (
-        msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
-    )
+    dry_sequence_breakers: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)
+    ] = msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     xtc_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.1
     mirostat: Annotated[int, Meta(ge=0, le=2)] = 0
@@ -109,12 +111,16 @@ class Start(_Message, frozen=True, tag="start"):
     max_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)]
     num_choices: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     seed: U64 | None = None  # None: the engine draws one; choice i uses seed + i
-    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOPS)] = []
+    stop: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=1024)]], Meta(max_length=MAX_STOPS)
+    ] = []
     min_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
     ignore_eos: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # None: no logprobs at all
     cache_prompt: bool = True
-    cache_salt: Annotated[bytes, Meta(max_length=64)] = b""  # prompt_cache_key, inside of the principal's partition
+    cache_salt: Annotated[bytes, Meta(max_length=64)] = (
+        b""  # prompt_cache_key, inside of the principal's partition
+    )
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0  # orders requests of one principal only; higher first
     weight: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0  # the principal's share
     timeout_seconds: Annotated[float, Meta(gt=0.0, le=86400.0)] = 600.0

@@ -78,7 +78,9 @@ async def account_by_name(connection: AsyncConnection, name_key: str) -> Account
 
 async def list_accounts(connection: AsyncConnection, after: str, num_rows: int) -> list[Account]:
     """Return accounts by id, those after `after` ("": from the start)."""
-    query = select(*_ACCOUNT).where(schema.accounts.c.id > after).order_by(schema.accounts.c.id).limit(num_rows)
+    query = (
+        select(*_ACCOUNT).where(schema.accounts.c.id > after).order_by(schema.accounts.c.id).limit(num_rows)
+    )
     return [Account(*row) for row in await connection.execute(query)]
 
 
@@ -112,7 +114,9 @@ async def insert_account(connection: AsyncConnection, account: Account) -> None:
 
 
 async def update_account(connection: AsyncConnection, account_id: str, **values: Any) -> None:
-    await connection.execute(update(schema.accounts).where(schema.accounts.c.id == account_id).values(**values))
+    await connection.execute(
+        update(schema.accounts).where(schema.accounts.c.id == account_id).values(**values)
+    )
 
 
 async def delete_account(connection: AsyncConnection, account_id: str) -> None:
@@ -220,12 +224,18 @@ async def note_change(connection: AsyncConnection, identity: bytes, now: int) ->
 
 
 async def last_change(connection: AsyncConnection) -> int:
-    return int((await connection.execute(select(func.coalesce(func.max(schema.identity_changes.c.seq), 0)))).scalar_one())
+    return int(
+        (
+            await connection.execute(select(func.coalesce(func.max(schema.identity_changes.c.seq), 0)))
+        ).scalar_one()
+    )
 
 
 async def changes_since(connection: AsyncConnection, seq: int, num_rows: int) -> list[tuple[int, bytes]]:
     table = schema.identity_changes
-    query = select(table.c.seq, table.c.identity).where(table.c.seq > seq).order_by(table.c.seq).limit(num_rows)
+    query = (
+        select(table.c.seq, table.c.identity).where(table.c.seq > seq).order_by(table.c.seq).limit(num_rows)
+    )
     return [(int(row[0]), row[1].encode("ascii")) for row in await connection.execute(query)]
 
 

@@ -38,7 +38,9 @@ accounts = Table(
     Column("skeleton", Text, nullable=False),  # look-alike form; compared with those of admins
     Column("role", Text, nullable=False),
     Column("disabled", Boolean, nullable=False),
-    Column("password_hash", Text, nullable=False),  # argon2id with its parameters; "" for an account without one
+    Column(
+        "password_hash", Text, nullable=False
+    ),  # argon2id with its parameters; "" for an account without one
     Column("epoch", BigInteger, nullable=False),  # sessions carry it; raised to end all of them
     Column("limits", Text, nullable=False),  # JSON of KeyLimits
     Column("created_at", BigInteger, nullable=False),

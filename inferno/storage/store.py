@@ -139,7 +139,9 @@ class Store:
             raise StartError(f"the database cannot be used ({_kind(error)})") from None
         if found != HEAD_REVISION:
             await self.close()
-            raise StartError(f"the database is of schema {found or 'none'}; this version needs {HEAD_REVISION}")
+            raise StartError(
+                f"the database is of schema {found or 'none'}; this version needs {HEAD_REVISION}"
+            )
 
     async def close(self) -> None:
         await self._reader.dispose()
@@ -182,7 +184,9 @@ class _translated:
             return
         if isinstance(error, SQLAlchemyError) and type(error).__name__ == "IntegrityError":
             raise Conflict from None
-        if isinstance(error, DBAPIError | OperationalError | InterfaceError | PoolTimeout | OSError | TimeoutError):
+        if isinstance(
+            error, DBAPIError | OperationalError | InterfaceError | PoolTimeout | OSError | TimeoutError
+        ):
             logging.getLogger("inferno.storage").error("the database failed: %s", _kind(error))
             raise ApiError(
                 "store_unavailable", "The database cannot be reached. Try again later.", retry_after=5

@@ -71,7 +71,9 @@ def test_descriptors_arrive_with_their_message_and_large_frames_arrive_whole():
         a = AsyncChannel(left, messages.FrontToEngine, max_frame_bytes=LIMIT)
         b = AsyncChannel(right, messages.FrontToEngine, max_frame_bytes=LIMIT)
         a.start(lambda message, numbers: None, lambda error: None)
-        b.start(lambda message, numbers: got.put_nowait((message, numbers)), lambda error: got.put_nowait(error))
+        b.start(
+            lambda message, numbers: got.put_nowait((message, numbers)), lambda error: got.put_nowait(error)
+        )
         read_end, write_end = os.pipe()
         for _ in range(30):
             a.send(big)

@@ -9,7 +9,9 @@ down_revision = "0001"
 
 def upgrade() -> None:
     op.add_column("api_keys", sa.Column("last_used_at", sa.BigInteger, nullable=True))
-    op.add_column("api_keys", sa.Column("expiry_recorded", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column(
+        "api_keys", sa.Column("expiry_recorded", sa.Boolean, nullable=False, server_default=sa.false())
+    )
     op.create_table(
         "usage",
         sa.Column("day", sa.Text, nullable=False),
