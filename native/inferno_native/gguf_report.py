@@ -159,7 +159,10 @@ class GgufError(NativeError):
         self.wanted = wanted
         self.had = had
         self.shard = shard
-        super().__init__(f"{reason}: {self.detail}" + ("" if offset is None else f" (at byte {offset})"))
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" + ("" if self.offset is None else f" (at byte {self.offset})")
 
 
 @dataclass(frozen=True, slots=True)
