@@ -7,7 +7,7 @@ BOOT := $(PYTHON) deploy/bootstrap.py
 # Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
 PYTEST ?= tests
 
-.PHONY: serve test env lint unit sanitize ci-deps lock clean help
+.PHONY: serve test env lint unit sanitize ci-deps lock clean help llama-wheel
 
 help:
 	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
@@ -40,12 +40,19 @@ lint: env
 sanitize: env
 	$(PY) deploy/sanitize.py
 
+llama-wheel:
+	INFERNO_LLAMA_PORTABLE=1 $(BOOT) llama-wheel
+	mkdir -p wheels && cp "$$(ls -t $${INFERNO_CACHE:-$$HOME/.cache/inferno}/wheels/*-portable-*/*.whl | head -1)" wheels/
+
 ci-deps:
 	deploy/ci-deps.sh
 
 lock:
 	uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-emit-package llama-cpp-python \
 	    --no-header --universal --python-version 3.11 -o deploy/requirements.lock pyproject.toml deploy/requirements.in
+	uv pip compile --quiet --extra postgres --extra redis --extra otel --generate-hashes --no-emit-index-url \
+	    --no-emit-package llama-cpp-python --no-header --universal --python-version 3.11 \
+	    -c deploy/requirements.lock -o deploy/requirements-runtime.lock pyproject.toml deploy/requirements.in
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

