@@ -18,12 +18,17 @@ import socket
 import sys
 import time
 
+import jinja2.constants
+import jinja2.debug  # noqa: F401 - loaded before the lock
+
+from .sandbox import SandboxError, confine
 from .template_sandbox import Templates
 from .template_wire import (
     Check,
     Done,
     Failed,
     Limits,
+    Ready,
     Render,
     Reply,
     WireError,
@@ -37,12 +42,13 @@ from .template_wire import (
 _KEEP, _REPLACE = b"\x01", b"\x00"
 
 
-def lock(limits: Limits) -> None:
-    """Give up what a template never needs. Everything is imported by now; the engine's sandbox adds its own filters."""
+def lock(parent: socket.socket, limits: Limits) -> dict[str, str]:
+    """Give up what a template never needs; return what is in force. Everything is imported by now."""
     time.strftime("%Z")  # the time zone file is read now, not after the file system is gone
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+    return confine(
+        "template", mode=limits.sandbox, keep_descriptors=[parent.fileno()],
+        limits={"CORE": 0, "FSIZE": 0, "NOFILE": 16},
+    )
 
 
 def mapped_bytes() -> int:
@@ -116,6 +122,10 @@ def _work(sock: socket.socket, limits: Limits, address_space: int) -> None:
         except MemoryError:
             reply = Failed("memory", "the template takes too much memory")
             payload = encode(reply)
+        except Exception as error:
+            # the door of this process: a fault of ours or of Jinja's is this request's failure
+            reply = Failed("error", type(error).__name__)
+            payload = encode(reply)
         # After a limit the interpreter may be short of memory or deep in a mess: start afresh.
         stay = not (isinstance(reply, Failed) and reply.kind in ("memory", "loop", "output", "complex"))
         send_frame(sock, (_KEEP if stay else _REPLACE) + payload)
@@ -143,10 +153,21 @@ def _died(status: int) -> Failed:
     return Failed("crashed", "the template's process ended without an answer")
 
 
-def serve(parent: socket.socket, limits: Limits) -> None:
+def warm_up() -> None:
+    """Load what Jinja and Python would only load when first used: after the lock no file can be opened."""
+    templates = Templates()
+    for source in (
+        "{% for m in ['\u00e9\n'] %}{{ m | tojson }}{{ m | pprint }}{{ lipsum(1) }}{{ '%d' | format(1) }}{% endfor %}",
+        "{{ broken", "{{ nothing.at.all }}", "{{ raise_exception('x') }}", "{{ ''.__x__ }}", "{{ [1, 2] | random }}",
+        "{{ 'a <b> http://example.test/' | urlize | striptags | wordwrap(5) | xmlattr }}", "{{ strftime_now('%c') }}",
+        "{{ '{:>5}'.format(1) }}{{ {'b': 1} | dictsort | groupby(0) | list }}{{ [1] | sum }}{{ 1 | filesizeformat }}",
+    ):
+        templates.check(source)
+        templates.render(source, {}, 1 << 16)
+
+
+def serve(parent: socket.socket, limits: Limits, address_space: int) -> None:
     """Forward each request to a worker until the parent closes the socket."""
-    address_space = mapped_bytes() + limits.memory_bytes
-    lock(limits)
     kept: Worker | None = None
     try:
         while True:
@@ -177,10 +198,15 @@ def main(argv: list[str]) -> int:
     request = decode_request(receive_frame(parent))
     if not isinstance(request, Limits):
         return 2
-    # Compiling something now loads what Jinja imports late.
-    Templates().render("{% for m in [1] %}{{ m | tojson }}{% endfor %}", {}, 100)
-    send_frame(parent, encode(Done("ready")))
-    serve(parent, request)
+    warm_up()
+    address_space = mapped_bytes() + request.memory_bytes
+    try:
+        state = lock(parent, request)
+    except SandboxError as error:
+        send_frame(parent, encode(Failed("error", str(error))))
+        return 1
+    send_frame(parent, encode(Ready(state)))
+    serve(parent, request, address_space)
     return 0
 
 

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import time
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,15 +20,17 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 class Limits(msgspec.Struct, frozen=True, tag="limits"):
-    """The child's first message: bounds for every later one.
+    """The child's first message: bounds for every later one, and how far it locks itself in.
 
-    `memory_bytes` comes on top of what the interpreter itself has mapped; `cpu_seconds` is whole seconds of one worker.
+    `memory_bytes` comes on top of what the interpreter itself has mapped; `cpu_seconds` is whole seconds per request.
+    `sandbox` is the setting of that name: with "off" only resource limits hold.
     """
 
     cpu_seconds: int = 2
     wall_seconds: float = 10.0
     memory_bytes: int = 512 << 20
     max_output_bytes: int = 8 << 20
+    sandbox: Literal["auto", "required", "off"] = "auto"
 
 
 class Check(msgspec.Struct, frozen=True, tag="check"):
@@ -42,6 +44,12 @@ class Render(msgspec.Struct, frozen=True, tag="render"):
 
     template: str
     variables: dict[str, Any]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The child's answer to its limits: which pieces of the confinement are in force."""
+
+    sandbox: dict[str, str]
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -63,7 +71,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Request = Limits | Check | Render
-Reply = Done | Failed
+Reply = Ready | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -27,6 +27,7 @@ from .template_wire import (
     Done,
     Failed,
     Limits,
+    Ready,
     Render,
     Reply,
     Request,
@@ -86,6 +87,7 @@ class TemplateProcess:
         self._tokens = {f"{name}_token": text for name, text in (special_texts or {}).items()}
         self._limits = limits
         self._executable = executable
+        self.sandbox: dict[str, str] = {}  # what the child says is in force, once it runs
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -136,7 +138,9 @@ class TemplateProcess:
             reply = self._ask(request)
         if isinstance(reply, Done):
             return reply.text
-        raise _ERRORS.get(reply.kind, TemplateError)(reply.kind, reply.detail)
+        if isinstance(reply, Failed):
+            raise _ERRORS.get(reply.kind, TemplateError)(reply.kind, reply.detail)
+        raise TemplateError("error", "the template process gave an unexpected answer")
 
     def _ask(self, request: Request) -> Reply:
         try:
@@ -171,10 +175,15 @@ class TemplateProcess:
         self._socket = ours
         try:
             send_frame(ours, encode(self._limits))
-            decode_reply(receive_frame(ours, time.monotonic() + START_SECONDS))
+            reply = decode_reply(receive_frame(ours, time.monotonic() + START_SECONDS))
         except WireError as error:
             self._stop()
             raise TemplateUnavailable("crashed", f"the template process did not start: {error}") from None
+        if not isinstance(reply, Ready):
+            self._stop()
+            detail = reply.detail if isinstance(reply, Failed) else "an unexpected answer"
+            raise TemplateUnavailable("crashed", f"the template process did not start: {detail}")
+        self.sandbox = reply.sandbox
 
     def _stop(self) -> None:
         process, self._process = self._process, None

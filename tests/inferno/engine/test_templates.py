@@ -26,7 +26,7 @@ CHATML = (
     "{%- endfor %}\n{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
 )
 TALK = [{"role": "user", "content": "hi"}]
-SHORT = Limits(cpu_seconds=1, wall_seconds=6.0, memory_bytes=256 << 20, max_output_bytes=1 << 16)
+SHORT = Limits(sandbox="auto", cpu_seconds=1, wall_seconds=6.0, memory_bytes=256 << 20, max_output_bytes=1 << 16)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,20 @@ def test_renders_like_transformers(process: TemplateProcess) -> None:
 )
 def test_common_ground_of_templates(process: TemplateProcess, template: str, expected: str) -> None:
     assert render(process, template) == expected
+
+
+def test_everything_is_loaded_before_the_lock(process: TemplateProcess) -> None:
+    # after the lock no file can be opened, so a late import would fail
+    process.start()
+    assert process.sandbox["mode"] == "auto"
+    if not process.sandbox["landlock"].startswith("ABI"):
+        pytest.skip(f"no Landlock here: {process.sandbox['landlock']}")
+    assert render(process, "{{ {'a': [1, 'é']} | pprint }}") == "{'a': [1, 'é']}"
+    assert len(render(process, "{{ lipsum(1) }}")) > 20
+    assert render(process, "{{ [3] | random }}{{ '%05.1f' | format(2) }}{{ 'http://a.test' | urlize | striptags }}")
+    assert render(process, "{{ 'a,b'.encode('utf-16') | length }}") == "8"
+    with pytest.raises(TemplateError, match="unexpected"):
+        render(process, "{{ 1 + }}")
 
 
 def test_named_booleans_reach_the_template(process: TemplateProcess) -> None:

@@ -1,0 +1,74 @@
+"""The whole check of a model, in the order that the rules need: size, digest, structure, metadata, templates.
+
+Owns that order; each step is elsewhere. Everything is read through the descriptors that will be loaded. Runs in the
+engine before a load, and in commands. Raises GgufError for the first fault that is not waived.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from inferno_native import gguf
+from inferno_native.gguf_report import Facts, GgufError
+
+from ..digests import FileShrank, Progress, sha256_fd
+from .templates import check_templates
+
+Profile = Literal["model", "container"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A sound model: its facts, the waived faults that were met, the digests that were taken, the time it took."""
+
+    facts: Facts
+    policy: tuple[str, ...]
+    sha256: tuple[str, ...]
+    seconds: float
+
+
+def digest_files(fds: Sequence[int], progress: Progress | None = None) -> tuple[str, ...]:
+    """SHA-256 of each file; a file that shrinks meanwhile is a GgufError."""
+    digests = []
+    for index, fd in enumerate(fds):
+        try:
+            digests.append(sha256_fd(fd, progress))
+        except FileShrank:
+            raise GgufError("file-changed", None, shard=index) from None
+    return tuple(digests)
+
+
+def verify_files(
+    fds: Sequence[int],
+    *,
+    profile: Profile = "model",
+    max_bytes: int | None = None,
+    expected_sha256: Sequence[str] | None = None,
+    take_digest: bool = False,
+    allow: Collection[str] = frozenset(),
+    progress: Progress | None = None,
+) -> Verdict:
+    """Check one model in one file or in shards.
+
+    `expected_sha256` has one digest for each file (or one for the first); digests are also taken with `take_digest`.
+    """
+    start = time.perf_counter()
+    waived = frozenset(allow)
+    # The cheap refusals come before a digest of many gigabytes; both read the same descriptors.
+    report = gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived) if not expected_sha256 else None
+    digests: tuple[str, ...] = ()
+    if expected_sha256 or take_digest:
+        digests = digest_files(fds, progress)
+        for index, (wanted, had) in enumerate(zip(expected_sha256 or (), digests, strict=False)):
+            if wanted.lower() != had:
+                raise GgufError("checksum-mismatch", None, f"SHA-256 expected {wanted.lower()}, found {had}",
+                                shard=index)
+    if report is None:
+        report = gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived)
+    policy = set(report.policy)
+    if profile == "model":
+        policy.update(check_templates(report.facts.chat_templates, report.facts.special_texts, waived))
+    return Verdict(report.facts, tuple(sorted(policy)), digests, time.perf_counter() - start)
