@@ -132,10 +132,13 @@ class ProtocolError(InfernoError):
 
 
 class EngineError(InfernoError):
-    """An engine could not do its work. `code` is a key of CODES."""
+    """An engine could not do its work. `code` is a key of CODES; `retry_after` is in seconds."""
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code if code in CODES else "engine_failed"
         self.message = message
         self.param = param
+        self.retry_after = retry_after

@@ -1,0 +1,178 @@
+"""The outermost ASGI layer: request id, host allow-list, CORS, security headers, the last-resort answer.
+
+Order, outside in: request id → host check (not for health routes) → CORS preflight → application; on the way out every
+response gets the id, the security headers, and the limit headers that the gate left in the Context. A plain ASGI class:
+streams pass untouched. Does not know who calls. Runs in front workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+
+from ..errors import ApiError
+from .http import ClientGone, Context, Header, Message, Receive, Reply, Scope, Send, error_reply, send_reply
+
+logger = logging.getLogger("inferno.server")
+
+HEALTH_PATHS = frozenset((b"/healthz", b"/readyz"))
+SECURITY_HEADERS: list[Header] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_OVERRIDABLE = frozenset((b"content-security-policy", b"cache-control", b"cross-origin-resource-policy"))
+_HSTS: Header = (b"strict-transport-security", b"max-age=31536000")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_IPV4 = re.compile(rb"(?:[0-9]{1,3}\.){3}[0-9]{1,3}")
+_CORS_METHODS = b"GET, POST, PATCH, DELETE"
+_CORS_HEADERS = re.compile(rb"[A-Za-z0-9, -]{0,2048}")
+_CORS_EXPOSED = b"x-request-id, retry-after, ratelimit, ratelimit-policy, x-inferno-ignored-fields"
+
+
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(12)
+
+
+class HostCheck:
+    """Which Host values are ours. An empty list: localhost, IP literals and this machine's own name."""
+
+    def __init__(self, allowed_hosts: Sequence[str], bind_host: str = "") -> None:
+        self._known: dict[bytes, bool] = {}
+        if allowed_hosts:
+            self._names = frozenset(name.lower().rstrip(".").encode() for name in allowed_hosts)
+            self._literals = False
+        else:
+            own = socket.gethostname().lower()
+            names = {"localhost", own, own.split(".", 1)[0], bind_host.lower()} - {""}
+            self._names = frozenset(name.encode() for name in names)
+            self._literals = True
+
+    def allows(self, value: bytes) -> bool:
+        known = self._known.get(value)
+        if known is None:
+            known = self._decide(value)
+            if len(self._known) < 256:
+                self._known[value] = known
+        return known
+
+    def _decide(self, value: bytes) -> bool:
+        found = _HOST.fullmatch(value)
+        if found is None:
+            return False
+        name = found[1].lower().rstrip(b".")
+        if name in self._names:
+            return True
+        return self._literals and (name.startswith(b"[") or _IPV4.fullmatch(name) is not None)
+
+
+class Cors:
+    """Exact origins only, never `*`, never credentials. No origins: off."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def origin(self, headers: Sequence[Header]) -> bytes | None:
+        """Return the request's origin when it is allowed."""
+        if not self._origins:
+            return None
+        values = [value for name, value in headers if name == b"origin"]
+        return values[0] if len(values) == 1 and values[0] in self._origins else None
+
+    @staticmethod
+    def response_headers(origin: bytes) -> list[Header]:
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _CORS_EXPOSED),
+            (b"vary", b"Origin"),
+        ]
+
+    @staticmethod
+    def preflight(headers: Sequence[Header]) -> Reply:
+        wanted = next((value for name, value in headers if name == b"access-control-request-headers"), b"")
+        allowed = wanted if _CORS_HEADERS.fullmatch(wanted) else b"authorization, content-type, x-api-key"
+        return Reply(
+            204,
+            b"",
+            [
+                (b"access-control-allow-methods", _CORS_METHODS),
+                (b"access-control-allow-headers", allowed),
+                (b"access-control-max-age", b"600"),
+            ],
+        )
+
+
+class Shell:
+    """The application's outermost layer."""
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], object],
+        *,
+        hosts: HostCheck,
+        cors: Cors,
+        source_of: Callable[[Scope], str],
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._cors = cors
+        self._source_of = source_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # type: ignore[misc]
+            return
+        context = scope["inferno"] = Context(new_request_id(), self._source_of(scope))
+        headers: list[Header] = scope["headers"]
+        origin = self._cors.origin(headers)
+        extra = self._cors.response_headers(origin) if origin is not None else []
+        if scope["scheme"] == "https":
+            extra.append(_HSTS)
+        has_started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                own: list[Header] = message["headers"]
+                overridden = {name for name, _ in own if name in _OVERRIDABLE}
+                message["headers"] = [
+                    *own,
+                    (b"x-request-id", context.request_id.encode()),
+                    *(SECURITY_HEADERS if not overridden else [h for h in SECURITY_HEADERS if h[0] not in overridden]),
+                    *context.limit_headers,
+                    *extra,
+                ]
+            await send(message)
+
+        try:
+            if scope["raw_path"] not in HEALTH_PATHS and not self._host_is_ours(headers):
+                error = ApiError("invalid_host", "The Host header names no host of this server.")
+                await send_reply(send_with_headers, error_reply(error))
+                return
+            if origin is not None and scope["method"] == "OPTIONS" and self._is_preflight(headers):
+                await send_reply(send_with_headers, self._cors.preflight(headers))
+                return
+            await self._app(scope, receive, send_with_headers)  # type: ignore[misc]
+        except ClientGone:
+            pass
+        except Exception as error:
+            # The door: whatever it was, the client gets one fixed text, the log gets the type and the request id.
+            logger.exception("request %s failed: %s", context.request_id, type(error).__name__)
+            if has_started:
+                raise
+            await send_reply(send_with_headers, error_reply(ApiError("internal_error", "Something went wrong here.")))
+
+    def _host_is_ours(self, headers: Sequence[Header]) -> bool:
+        values = [value for name, value in headers if name == b"host"]
+        return len(values) == 1 and self._hosts.allows(values[0])
+
+    @staticmethod
+    def _is_preflight(headers: Sequence[Header]) -> bool:
+        return any(name == b"access-control-request-method" for name, _ in headers)

@@ -1,0 +1,130 @@
+"""From body bytes to a validated struct: JSON gate, null = absent, unknown and refused fields, error paths.
+
+Owns how a fault of a field becomes an ApiError with its code and `param` path. The fields themselves stand in
+inferno.server.schemas. Runs in front workers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import ApiError
+from . import json_gate, schemas
+
+T = TypeVar("T")
+
+MAX_IGNORED = 32  # unknown fields that "report" names; more are refused
+_MISSING = re.compile(r"Object missing required field `([^`]{1,200})`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.{1,400})`", re.DOTALL)
+_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[\.\.\.\]")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Parsed(tuple[Any, list[str]]):
+    """(value, names of ignored fields)"""
+
+
+def parse(
+    body: bytes, kind: type[T], *, refused: dict[str, str] | None = None, report_unknown: bool = False
+) -> tuple[T, list[str]]:
+    """Decode a body strictly into `kind`; return it and the names of ignored fields. Raises ApiError."""
+    value = json_gate.decode(body)
+    if not isinstance(value, dict):
+        raise ApiError("invalid_value", "The body must be a JSON object.")
+    return convert(value, kind, refused=refused, report_unknown=report_unknown)
+
+
+def convert(
+    value: dict[str, Any], kind: type[T], *, refused: dict[str, str] | None = None, report_unknown: bool = False
+) -> tuple[T, list[str]]:
+    """Validate a decoded object. Top-level nulls of known fields are dropped: absent."""
+    known = kind.__struct_fields__  # type: ignore[attr-defined]
+    fields: dict[str, Any] = {}
+    for name, item in value.items():
+        if name in schemas.FORBIDDEN:
+            raise ApiError("unsupported_parameter", "This field cannot be set by a client.", param=name)
+        if refused and name in refused:
+            if item is None:
+                continue
+            raise ApiError("unsupported_parameter", refused[name], param=name)
+        if item is None and name in known:
+            continue
+        fields[name] = item
+    ignored: list[str] = []
+    while True:
+        try:
+            return msgspec.convert(fields, kind), ignored
+        except msgspec.ValidationError as error:
+            text = str(error)
+        except RecursionError:
+            raise ApiError("invalid_value", "A value is nested too deeply.") from None
+        unknown = _UNKNOWN.match(text)
+        if unknown is None or not report_unknown or len(ignored) >= MAX_IGNORED:
+            raise _fault(text)
+        path = _path(text)
+        _remove(fields, path, unknown[1])
+        ignored.append(_printable(path + "." + unknown[1] if path else unknown[1]))
+
+
+def check_model_name(name: str | None) -> None:
+    """Refuse what can be no model's name (INP-4); whether there is one is the registry's answer."""
+    if name is None:
+        return
+    if not _MODEL.fullmatch(name) or _DOTS.search(name) or name.split(".", 1)[0].lower() in _DEVICES:
+        raise ApiError("invalid_value", "Not a model name.", param="model")
+
+
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
+_DOTS = re.compile(r"//|(?:^|/)\.{1,2}(?:/|$)|\.\.|[/.]$")
+_DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))])
+
+
+def _fault(text: str) -> ApiError:
+    path = _path(text)
+    missing = _MISSING.match(text)
+    if missing is not None:
+        param = _printable(f"{path}.{missing[1]}" if path else missing[1])
+        return ApiError("missing_required_parameter", f"Missing required parameter: {param}.", param=param)
+    unknown = _UNKNOWN.match(text)
+    if unknown is not None:
+        param = _printable(f"{path}.{unknown[1]}" if path else unknown[1])
+        return ApiError("unknown_parameter", f"Unknown parameter: {param}.", param=param)
+    reason = text.split(" - at `", 1)[0]
+    if reason.startswith(("Invalid enum value", "Invalid value")):
+        reason = "Not one of the allowed values"
+    elif "matching regex" in reason:
+        reason = "The text has not the expected form"
+    return ApiError("invalid_value", f"Invalid value: {reason}.", param=_printable(path) or None)
+
+
+def _path(text: str) -> str:
+    """Return the path in msgspec's message as clients write it: messages[0].content."""
+    start = text.rfind(" - at `")
+    if start < 0:
+        return ""
+    path = text[start + 7 :].rstrip("`")
+    if path.startswith("key in "):
+        path = path[7:].lstrip("`")
+    return path.removeprefix("$").removeprefix(".").replace("[...]", "")
+
+
+def _printable(path: str) -> str:
+    """A field name is client text: what is unusual in it is not echoed."""
+    if len(path) > 120 or not re.fullmatch(r"[A-Za-z0-9_.\[\]-]+", path):
+        shown = re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", path[:120])
+        return shown
+    return path
+
+
+def _remove(fields: dict[str, Any], path: str, name: str) -> None:
+    holder: Any = fields
+    for step in _STEP.finditer("." + path if path else ""):
+        if step[1] is not None:
+            holder = holder[step[1]]
+        elif step[2] is not None:
+            holder = holder[int(step[2])]
+    # The decoded body is ours; the client's key is taken out where it stands.
+    holder.pop(name)
