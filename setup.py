@@ -14,6 +14,7 @@ EXTENSIONS: list[str] = [
     "gguf_container",
     "gguf_model",
     "gguf_vocab",
+    "jsongate",
     "llama",
 ]
 

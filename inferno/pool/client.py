@@ -219,7 +219,7 @@ class EngineClient:
             return
         request.call._requests.discard(number)
         if request.answer is not None and not request.answer.done():
-            request.answer.cancel()
+            request.answer.set_exception(EngineError("engine_failed", "The call is closed."))
         if self._channel.is_closed:
             return
         try:

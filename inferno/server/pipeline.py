@@ -1,0 +1,252 @@
+"""The one place with the contract's order of a request, from the source bucket to the settlement.
+
+    source bucket → credential → request buckets → policy        FrontGate.admit, before any handler
+    body → validation → screening                                the handler, with what stands in parsing and schemas
+    concurrency → prepare → token reservation → start            begin
+    events … → settle exactly once                               Run
+
+Knows no wire format. Runs in front workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from ..errors import ApiError, EngineError
+from ..messages import ChatPrompt, Event, Prepared, Sampling, Start, TextPrompt, TokenPrompt
+from ..pool.client import EngineCall
+from ..pool.engines import Model
+from ..security.permissions import Policy, allow
+from ..security.principal import Principal
+from .http import ClientGone, Request, to_api_error
+from .services import Lease, Reservation, Services
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+RECHECK_SECONDS = 0.5  # a running stream asks so often whether its caller still stands
+NOTE_TOKENS = 64
+
+
+class FrontGate:
+    """Admission of every request to a route that is not a health route."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def admit(self, request: Request, policy: Policy) -> None:
+        services = self._services
+        context = request.context
+        if policy.buckets:
+            await services.meter.source(context)
+        if policy.public:
+            return
+        principal = await services.authenticator.authenticate(request.headers, request.query, context.source)
+        context.principal = principal
+        if policy.buckets:
+            await services.meter.requests(context, principal)
+        require(principal, policy)
+
+
+def require(principal: Principal, policy: Policy) -> None:
+    """Raise 403 unless the principal has the policy's permissions."""
+    verdict = allow(policy, principal)
+    if not verdict.allowed:
+        missing = verdict.reason.removeprefix("missing:")
+        raise ApiError("insufficient_permissions", f"This needs the permission {missing}.")
+
+
+class Plan(Struct, frozen=True):
+    """What a handler wants generated: one engine request for each prompt, `num_choices` answers for each."""
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    max_tokens: int | None = None  # None: until the context or the reservation ends
+    num_choices: int = 1
+    seed: int | None = None
+    stop: list[str] = []
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
+    cache_prompt: bool = True
+    cache_salt: bytes = b""
+    priority: int = 0
+
+
+def find_model(services: Services, principal: Principal, name: str | None) -> Model:
+    """Return a model that this caller may use, by exact name. Raises ApiError 404 or 403."""
+    model = services.engines.find(name)
+    if principal.models is not None and model.name not in principal.models:
+        raise ApiError("model_not_allowed", "This key may not use the model.", param="model")
+    return model
+
+
+async def begin(services: Services, request: Request, model: Model, plan: Plan) -> Run:
+    """Take a slot, prepare, reserve, start. The Run must be closed. Raises ApiError with all given back."""
+    if services.is_draining:
+        raise ApiError("shutting_down", "The server is stopping.", retry_after=5.0)
+    run = Run(services, request, model)
+    try:
+        run.lease = await services.meter.slot(request.context, request.principal)
+        client = await services.engines.connect(model)
+        call = run.call = client.open()
+        request.watch_disconnect(call.close)
+        _check_tokens(plan, client.info.vocab_size)
+        tag = services.tag(request.principal)
+        prepared = [await call.prepare(tag, prompt) for prompt in plan.prompts]
+        await run.reserve(plan, prepared)
+        run.start(plan, prepared)
+    except BaseException as error:
+        run.close()
+        if isinstance(error, EngineError):
+            if request.is_gone:
+                raise ClientGone from None
+            raise to_api_error(error) from None
+        raise
+    return run
+
+
+class Run:
+    """One API call at work in an engine. `close` settles exactly once, whatever happened."""
+
+    def __init__(self, services: Services, request: Request, model: Model) -> None:
+        self.services = services
+        self.request = request
+        self.model = model
+        self.lease: Lease | None = None
+        self.reservation: Reservation | None = None
+        self.call: EngineCall | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self._offsets: dict[int, int] = {}  # engine request → index of its first choice
+        self._num_noted = 0
+        self._checked_at = 0.0
+        self._is_started = False
+        self._is_closed = False
+        self._result = "ok"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.call is None or self.call.is_finished
+
+    async def reserve(self, plan: Plan, prepared: Sequence[Prepared]) -> None:
+        """Reserve for all choices together; afterwards `granted` is what one choice may generate."""
+        self.prompt_tokens = sum(entry.num_tokens for entry in prepared)
+        num_answers = len(prepared) * plan.num_choices
+        context_left = min(entry.context_left for entry in prepared)
+        wanted = None if plan.max_tokens is None else min(plan.max_tokens, context_left) * num_answers
+        self.reservation = await self.services.meter.tokens(
+            self.request.context, self.request.principal, self.prompt_tokens, wanted, context_left * num_answers
+        )
+        self.granted = max(1, self.reservation.granted_max_tokens // num_answers)
+
+    def start(self, plan: Plan, prepared: Sequence[Prepared]) -> None:
+        if self.call is None:
+            raise EngineError("engine_failed", "Nothing was prepared.")
+        settings = self.services.settings
+        self._is_started = True
+        for index, entry in enumerate(prepared):
+            self._offsets[entry.request] = index * plan.num_choices
+            limit = self.granted if plan.max_tokens is None else min(self.granted, plan.max_tokens)
+            self.call.start(
+                Start(
+                    request=entry.request,
+                    sampling=plan.sampling,
+                    max_tokens=max(1, min(limit, entry.context_left)),
+                    num_choices=plan.num_choices,
+                    seed=plan.seed,
+                    stop=plan.stop,
+                    min_tokens=plan.min_tokens,
+                    ignore_eos=plan.ignore_eos,
+                    top_logprobs=plan.top_logprobs,
+                    cache_prompt=plan.cache_prompt,
+                    cache_salt=plan.cache_salt,
+                    priority=plan.priority,
+                    weight=self.request.principal.weight,
+                    timeout_seconds=settings.engine.request_timeout_seconds,
+                )
+            )
+
+    async def events(self, timeout_seconds: float | None = None) -> list[tuple[int, Event]]:
+        """Return what came since the last call as (choice index, event); empty when the timeout passed.
+
+        Raises ApiError when the engine failed or the caller lost its right, ClientGone when nobody listens.
+        """
+        if self.call is None:
+            raise EngineError("engine_failed", "Nothing was started.")
+        try:
+            events = await self.call.events(timeout_seconds)
+        except EngineError as error:
+            if self.request.is_gone:
+                self._result = "cancelled"
+                raise ClientGone from None
+            self._result = error.code
+            raise to_api_error(error) from None
+        if self.request.is_gone:
+            self._result = "cancelled"
+            raise ClientGone
+        self._recheck()
+        found = []
+        for event in events:
+            self.completion_tokens += event.num_tokens
+            if event.usage is not None:
+                self.cached_tokens += event.usage.cached_tokens if event.choice == 0 else 0
+            found.append((self._offsets[event.request] + event.choice, event))
+        if self.completion_tokens - self._num_noted >= NOTE_TOKENS and self.reservation is not None:
+            self._num_noted = self.completion_tokens
+            self.reservation.note(self.prompt_tokens + self.completion_tokens)
+        return found
+
+    def close(self) -> None:
+        """Cancel what still runs, give back what was not used, and record; idempotent, never raises."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._result == "ok" and self._is_started and not self.is_finished:
+            self._result = "cancelled"
+        if self.call is not None:
+            self.call.close()
+        used = self.prompt_tokens + self.completion_tokens if self._is_started else 0
+        if self.reservation is not None:
+            self.reservation.settle(used)
+        if self.lease is not None:
+            self.lease.release()
+        if self._is_started:
+            self.services.recorder.finished(
+                self.request.context,
+                self.request.principal,
+                self.model.name,
+                self.prompt_tokens,
+                self.completion_tokens,
+                self._result,
+            )
+
+    def usage(self) -> dict[str, object]:
+        """Return the `usage` object of an answer."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": min(self.cached_tokens, self.prompt_tokens)},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    def _recheck(self) -> None:
+        now = time.monotonic()
+        if now - self._checked_at < RECHECK_SECONDS:
+            return
+        self._checked_at = now
+        if not self.services.authenticator.is_current(self.request.principal):
+            self._result = "revoked"
+            raise ApiError("invalid_api_key", "No valid credential was sent.")
+
+
+def _check_tokens(plan: Plan, vocab_size: int) -> None:
+    """Refuse token ids outside of the vocabulary before the engine sees them."""
+    if any(token >= vocab_size for token in plan.sampling.logit_bias):
+        raise ApiError("invalid_value", f"Token ids are below {vocab_size}.", param="logit_bias")
+    for prompt in plan.prompts:
+        if isinstance(prompt, TokenPrompt) and any(token >= vocab_size for token in prompt.tokens):
+            raise ApiError("invalid_value", f"Token ids are below {vocab_size}.", param="prompt")

@@ -1,0 +1,162 @@
+"""What the handlers of one worker share, as small interfaces: identity, limits, guards, records.
+
+The real parts live in inferno.security; each has here the few methods that the front calls, and a plain implementation
+for the setting that turns it off. Front workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+from typing import Protocol
+
+from ..config import Settings
+from ..messages import PrincipalTag
+from ..pool.engines import Engines
+from ..security.permissions import ROLES
+from ..security.principal import Principal
+from .http import Context, Header
+
+ANONYMOUS_PERMISSIONS = ROLES["user"] | {"use_grammar", "use_special_tokens"}
+
+
+class Authenticator(Protocol):
+    """Turns any credential into a principal. Every failure is the same ApiError 401; ambiguity is 400."""
+
+    async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal: ...
+
+    def is_current(self, principal: Principal) -> bool:
+        """Whether a principal of a running stream still stands (asked at least once a second)."""
+        ...
+
+
+class Lease(Protocol):
+    """A concurrency slot."""
+
+    def release(self) -> bool: ...
+
+
+class Reservation(Protocol):
+    """Model tokens charged before the work."""
+
+    @property
+    def granted_max_tokens(self) -> int: ...
+    def note(self, num_tokens: int) -> None: ...
+    def settle(self, num_tokens: int) -> bool: ...
+
+
+class Meter(Protocol):
+    """Limits in the contract's order. Each step raises ApiError when it refuses."""
+
+    async def source(self, context: Context) -> None: ...
+    async def requests(self, context: Context, principal: Principal) -> None: ...
+    async def slot(self, context: Context, principal: Principal) -> Lease: ...
+    async def tokens(
+        self, context: Context, principal: Principal, num_prompt_tokens: int, max_tokens: int | None, context_left: int
+    ) -> Reservation: ...
+
+
+class Recorder(Protocol):
+    """Told once about every finished generation, for usage, audit and metrics. Never waits or raises."""
+
+    def finished(
+        self, context: Context, principal: Principal, model: str, prompt_tokens: int, completion_tokens: int, result: str
+    ) -> None: ...
+
+
+class OpenAuthenticator:
+    """Authentication off (loopback only): the principal is the source address, with a user's permissions."""
+
+    async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal:
+        block = _address_block(source)
+        return Principal(
+            id=f"ip:{block}",
+            name=block,
+            actor_type="anonymous",
+            role="user",
+            permissions=frozenset(ANONYMOUS_PERMISSIONS),
+        )
+
+    def is_current(self, principal: Principal) -> bool:
+        return True
+
+
+class _NoLease:
+    def release(self) -> bool:
+        return True
+
+
+class _NoReservation:
+    def __init__(self, granted_max_tokens: int) -> None:
+        self.granted_max_tokens = granted_max_tokens
+
+    def note(self, num_tokens: int) -> None:
+        pass
+
+    def settle(self, num_tokens: int) -> bool:
+        return True
+
+
+class NoMeter:
+    """No limits but the engine's own queue and the context."""
+
+    async def source(self, context: Context) -> None:
+        pass
+
+    async def requests(self, context: Context, principal: Principal) -> None:
+        pass
+
+    async def slot(self, context: Context, principal: Principal) -> Lease:
+        return _NoLease()
+
+    async def tokens(
+        self, context: Context, principal: Principal, num_prompt_tokens: int, max_tokens: int | None, context_left: int
+    ) -> Reservation:
+        return _NoReservation(context_left if max_tokens is None else min(max_tokens, context_left))
+
+
+class NoRecorder:
+    def finished(
+        self, context: Context, principal: Principal, model: str, prompt_tokens: int, completion_tokens: int, result: str
+    ) -> None:
+        pass
+
+
+class Services:
+    """The parts of one worker. `cache_key` keys the tags that engines know principals by."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines,
+        *,
+        authenticator: Authenticator | None = None,
+        meter: Meter | None = None,
+        recorder: Recorder | None = None,
+        cache_key: bytes = b"",
+    ) -> None:
+        self.settings = settings
+        self.engines = engines
+        self.authenticator: Authenticator = authenticator or OpenAuthenticator()
+        self.meter: Meter = meter or NoMeter()
+        self.recorder: Recorder = recorder or NoRecorder()
+        self.is_draining = False
+        self._cache_key = hashlib.blake2b(cache_key).digest() if cache_key else secrets.token_bytes(32)
+
+    def tag(self, principal: Principal) -> PrincipalTag:
+        """Return the opaque 16 bytes under which engines partition caches and queues."""
+        return hashlib.blake2b(principal.id.encode(), key=self._cache_key, digest_size=16).digest()
+
+
+def _address_block(source: str) -> str:
+    """IPv4 addresses stand for themselves, IPv6 for their /64, mapped ones for the IPv4 address."""
+    try:
+        address = ipaddress.ip_address(source.split("%", 1)[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
