@@ -71,6 +71,10 @@ class EngineCall:
         self._closed = False
 
     @property
+    def info(self) -> ModelInfo:
+        return self._client.info
+
+    @property
     def is_finished(self) -> bool:
         """Whether every started request came to its end."""
         return not self._requests

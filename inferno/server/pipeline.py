@@ -121,6 +121,7 @@ class Run:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self._offsets: dict[int, int] = {}  # engine request → index of its first choice
+        self._counts: dict[int, int] = {}  # choice index → sampled tokens so far
         self._num_noted = 0
         self._checked_at = 0.0
         self._is_started = False
@@ -190,10 +191,14 @@ class Run:
         self._recheck()
         found = []
         for event in events:
-            self.completion_tokens += event.num_tokens
-            if event.usage is not None:
-                self.cached_tokens += event.usage.cached_tokens if event.choice == 0 else 0
-            found.append((self._offsets[event.request] + event.choice, event))
+            index = self._offsets[event.request] + event.choice
+            counted = self._counts.get(index, 0)
+            total = counted + event.num_tokens if event.usage is None else event.usage.completion_tokens
+            self._counts[index] = total
+            self.completion_tokens += total - counted
+            if event.usage is not None and event.choice == 0:
+                self.cached_tokens += event.usage.cached_tokens
+            found.append((index, event))
         if self.completion_tokens - self._num_noted >= NOTE_TOKENS and self.reservation is not None:
             self._num_noted = self.completion_tokens
             self.reservation.note(self.prompt_tokens + self.completion_tokens)

@@ -69,7 +69,7 @@ class OpenAuthenticator:
     """Authentication off (loopback only): the principal is the source address, with a user's permissions."""
 
     async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal:
-        block = _address_block(source)
+        block = address_block(source)
         return Principal(
             id=f"ip:{block}",
             name=block,
@@ -149,7 +149,7 @@ class Services:
         return hashlib.blake2b(principal.id.encode(), key=self._cache_key, digest_size=16).digest()
 
 
-def _address_block(source: str) -> str:
+def address_block(source: str) -> str:
     """IPv4 addresses stand for themselves, IPv6 for their /64, mapped ones for the IPv4 address."""
     try:
         address = ipaddress.ip_address(source.split("%", 1)[0])
