@@ -152,7 +152,8 @@ class EngineCall:
         self._wake()
 
     async def _ask(self, number: int, request: _Request, message: Prepare | Detokenize) -> Prepared | Detokenized:
-        answer = request.answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Prepared | Detokenized] = asyncio.get_running_loop().create_future()
+        request.answer = answer
         self._client.send(message)
         try:
             return await answer

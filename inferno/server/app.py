@@ -32,7 +32,6 @@ READ_MODELS = Policy(permissions=("read_models",))
 def api_routes(services: Services) -> list[BaseRoute]:
     """Return the routes of this file's own handlers, those that are asked most first."""
     models = Models(services)
-    health = Health(services)
     return [
         ApiRoute("/v1/chat/completions", {"POST": Operation(Chat(services), INFERENCE)}),
         ApiRoute("/v1/completions", {"POST": Operation(Completions(services), INFERENCE)}),
@@ -40,6 +39,12 @@ def api_routes(services: Services) -> list[BaseRoute]:
         ApiRoute("/v1/models/{id}", {"GET": Operation(models.get_model, READ_MODELS)}, encoded=True),
         ApiRoute("/v1/tokenize", {"POST": Operation(models.tokenize, INFERENCE)}),
         ApiRoute("/v1/detokenize", {"POST": Operation(models.detokenize, INFERENCE)}),
+    ]
+
+
+def health_routes(services: Services) -> list[BaseRoute]:
+    health = Health(services)
+    return [
         ApiRoute("/healthz", {"GET": Operation(health.healthz, HEALTH)}),
         ApiRoute("/readyz", {"GET": Operation(health.readyz, HEALTH)}),
         ApiRoute("/", {"GET": Operation(health.page, PUBLIC)}),
@@ -50,11 +55,16 @@ def create_app(
     services: Services,
     *,
     more_routes: Sequence[BaseRoute] = (),
+    is_admin: bool = False,
     source_of: Callable[[Scope], str] | None = None,
     lifespan: Any = None,
 ) -> Shell:
-    """Return the ASGI application of one worker. Raises StartError for a route without a policy."""
-    routes = [*api_routes(services), *more_routes, UnknownRoute()]
+    """Return the ASGI application of one listener. Raises StartError for a route without a policy.
+
+    The operators' listener (`is_admin`) has everything but inference, so that it stays free when the other is full.
+    """
+    own = health_routes(services) if is_admin else [*api_routes(services), *health_routes(services)]
+    routes = [*own, *more_routes, UnknownRoute()]
     bind(routes, FrontGate(services), services.settings.server.max_body_bytes)
     server = services.settings.server
     return Shell(

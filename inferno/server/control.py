@@ -69,7 +69,13 @@ class Control:
             self._waiting.pop(serial, None)
         if answer.error is not None:
             code = answer.error if answer.error in CODES else "internal_error"
-            raise ApiError(code, str(answer.result or "The server refused."), retry_after=None)
+            details = answer.result if isinstance(answer.result, dict) else {}
+            raise ApiError(
+                code,
+                str(details.get("message") or CODES[code].meaning),
+                param=details.get("param"),
+                retry_after=5.0 if CODES[code].status == 503 else None,
+            )
         return answer.result
 
     def _serial(self) -> int:

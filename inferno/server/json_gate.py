@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-
 from inferno_native import jsongate
 
 from ..errors import ApiError

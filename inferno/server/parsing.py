@@ -19,12 +19,7 @@ T = TypeVar("T")
 MAX_IGNORED = 32  # unknown fields that "report" names; more are refused
 _MISSING = re.compile(r"Object missing required field `([^`]{1,200})`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.{1,400})`", re.DOTALL)
-_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]|\[\.\.\.\]")
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-class Parsed(tuple[Any, list[str]]):
-    """(value, names of ignored fields)"""
+_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d{1,9})\]")
 
 
 def parse(
@@ -61,11 +56,12 @@ def convert(
             text = str(error)
         except RecursionError:
             raise ApiError("invalid_value", "A value is nested too deeply.") from None
-        unknown = _UNKNOWN.match(text)
+        reason, path = _split(text)
+        unknown = _UNKNOWN.fullmatch(reason)
         if unknown is None or not report_unknown or len(ignored) >= MAX_IGNORED:
-            raise _fault(text)
-        path = _path(text)
-        _remove(fields, path, unknown[1])
+            raise _fault(reason, path)
+        if not _remove(fields, path, unknown[1]):
+            raise _fault(reason, path)
         ignored.append(_printable(path + "." + unknown[1] if path else unknown[1]))
 
 
@@ -82,17 +78,15 @@ _DOTS = re.compile(r"//|(?:^|/)\.{1,2}(?:/|$)|\.\.|[/.]$")
 _DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))])
 
 
-def _fault(text: str) -> ApiError:
-    path = _path(text)
-    missing = _MISSING.match(text)
+def _fault(reason: str, path: str) -> ApiError:
+    missing = _MISSING.fullmatch(reason)
     if missing is not None:
         param = _printable(f"{path}.{missing[1]}" if path else missing[1])
         return ApiError("missing_required_parameter", f"Missing required parameter: {param}.", param=param)
-    unknown = _UNKNOWN.match(text)
+    unknown = _UNKNOWN.fullmatch(reason)
     if unknown is not None:
         param = _printable(f"{path}.{unknown[1]}" if path else unknown[1])
         return ApiError("unknown_parameter", f"Unknown parameter: {param}.", param=param)
-    reason = text.split(" - at `", 1)[0]
     if reason.startswith(("Invalid enum value", "Invalid value")):
         reason = "Not one of the allowed values"
     elif "matching regex" in reason:
@@ -100,15 +94,15 @@ def _fault(text: str) -> ApiError:
     return ApiError("invalid_value", f"Invalid value: {reason}.", param=_printable(path) or None)
 
 
-def _path(text: str) -> str:
-    """Return the path in msgspec's message as clients write it: messages[0].content."""
+def _split(text: str) -> tuple[str, str]:
+    """Split msgspec's message into the reason and the path as clients write it: messages[0].content."""
     start = text.rfind(" - at `")
     if start < 0:
-        return ""
+        return text, ""
     path = text[start + 7 :].rstrip("`")
     if path.startswith("key in "):
         path = path[7:].lstrip("`")
-    return path.removeprefix("$").removeprefix(".").replace("[...]", "")
+    return text[:start], path.removeprefix("$").removeprefix(".").replace("[...]", "")
 
 
 def _printable(path: str) -> str:
@@ -119,12 +113,15 @@ def _printable(path: str) -> str:
     return path
 
 
-def _remove(fields: dict[str, Any], path: str, name: str) -> None:
+def _remove(fields: dict[str, Any], path: str, name: str) -> bool:
+    """Take a member out where it stands; the decoded body is ours. False: it is not there."""
     holder: Any = fields
     for step in _STEP.finditer("." + path if path else ""):
-        if step[1] is not None:
-            holder = holder[step[1]]
-        elif step[2] is not None:
-            holder = holder[int(step[2])]
-    # The decoded body is ours; the client's key is taken out where it stands.
-    holder.pop(name)
+        try:
+            holder = holder[step[1]] if step[1] is not None else holder[int(step[2] or 0)]
+        except (KeyError, IndexError, TypeError):
+            return False
+    if not isinstance(holder, dict) or name not in holder:
+        return False
+    del holder[name]
+    return True

@@ -11,7 +11,6 @@ Edge holds what the connections of one listener share: caps and counts.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +19,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import CODES, ApiError
+from ..security.addresses import ClientAddresses, parse_address, source_block
 from .http import error_reply
 from .http_rules import ChunkScanner, Refused, check_head, check_partial
 from .middleware import SECURITY_HEADERS, new_request_id
-from .services import address_block
 
 SWEEP_SECONDS = 0.5
 BODY_SECONDS = 20.0
@@ -65,10 +64,10 @@ class Edge:
         self.connections: set[EdgeProtocol] = set()
         self.num_over_cap = 0
         self._by_source: dict[str, int] = {}
-        self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted_proxies]
+        self._addresses = ClientAddresses(trusted_proxies)
         self._is_sweeping = False
 
-    def admit(self, connection: EdgeProtocol, source: str) -> str | None:
+    def admit(self, connection: EdgeProtocol, peer: str) -> str | None:
         """Count a connection; return the error code if it is above a cap."""
         loop = connection.loop
         self.connections.add(connection)
@@ -77,8 +76,12 @@ class Edge:
             loop.call_later(self.sweep_seconds, self._sweep, loop)
         if len(self.connections) - self.num_over_cap > self.max_connections:
             return "overloaded"
+        address = parse_address(peer)
+        if address is not None and self._addresses.is_trusted(address):
+            return None
+        source = source_block(peer).text
         count = self._by_source.get(source, 0)
-        if count >= self.max_connections_per_ip and not self._is_trusted(source):
+        if count >= self.max_connections_per_ip:
             return "rate_limit_exceeded"
         self._by_source[source] = count + 1
         connection.counted_source = source
@@ -86,7 +89,7 @@ class Edge:
 
     def forget(self, connection: EdgeProtocol) -> None:
         self.connections.discard(connection)
-        if connection.state == OVER_CAP or connection.was_over_cap:
+        if connection.was_over_cap:
             self.num_over_cap -= 1
         source, connection.counted_source = connection.counted_source, None
         if source is not None:
@@ -95,18 +98,6 @@ class Edge:
                 self._by_source[source] = count
             else:
                 del self._by_source[source]
-
-    def _is_trusted(self, source: str) -> bool:
-        if not self._trusted:
-            return False
-        try:
-            network = ipaddress.ip_network(source)
-        except ValueError:
-            return False
-        return any(
-            network.version == trusted.version and network.subnet_of(trusted)  # type: ignore[arg-type]
-            for trusted in self._trusted
-        )
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -142,9 +133,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        source = address_block(str(self.client[0])) if self.client else "local"
         self.deadline = self.loop.time() + self.edge.header_timeout_seconds
-        code = self.edge.admit(self, source)
+        code = self.edge.admit(self, self.client[0] if self.client else "")
         if code is not None:
             self.edge.num_over_cap += 1
             self.was_over_cap = True

@@ -30,8 +30,7 @@ Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 # Names that would hand control to the client; refused also where unknown fields are only reported.
 FORBIDDEN = frozenset(
-    "api_base api_key base_url chat_template tokenize prompt_embeds lora lora_path lora_request adapter "
-    "model_path mmproj slot_id id_slot n_discard n_keep".split()
+    ["api_base", "api_key", "base_url", "chat_template", "tokenize", "prompt_embeds", "lora", "lora_path", "lora_request", "adapter", "model_path", "mmproj", "slot_id", "id_slot", "n_discard", "n_keep"]
 )
 _NOT_BUILT = "This server does not support it yet."
 _NOT_OFFERED = "This server does not offer it."
@@ -186,6 +185,7 @@ Parts = Annotated[
 class FunctionCall(Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
     arguments: str
+    parsed_arguments: Any = None  # the official client's helper adds it to what it sends back; no-op
 
 
 class ToolCall(Struct, frozen=True, forbid_unknown_fields=True):
@@ -222,6 +222,7 @@ class AssistantMessage(_Message, frozen=True, tag="assistant"):
     function_call: FunctionCall | None = None
     audio: dict[str, Any] | None = None
     annotations: Annotated[list[dict[str, Any]], Meta(max_length=1024)] | None = None
+    parsed: Any = None  # the official client's helper adds it to what it sends back; no-op
 
 
 class ToolMessage(_Message, frozen=True, tag="tool"):

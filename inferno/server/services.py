@@ -7,13 +7,13 @@ for the setting that turns it off. Front workers.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import secrets
 from typing import Protocol
 
 from ..config import Settings
 from ..messages import PrincipalTag
 from ..pool.engines import Engines
+from ..security.addresses import source_block
 from ..security.permissions import ROLES
 from ..security.principal import Principal
 from .http import Context, Header
@@ -69,7 +69,7 @@ class OpenAuthenticator:
     """Authentication off (loopback only): the principal is the source address, with a user's permissions."""
 
     async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal:
-        block = address_block(source)
+        block = source_block(source).text
         return Principal(
             id=f"ip:{block}",
             name=block,
@@ -148,15 +148,3 @@ class Services:
         """Return the opaque 16 bytes under which engines partition caches and queues."""
         return hashlib.blake2b(principal.id.encode(), key=self._cache_key, digest_size=16).digest()
 
-
-def address_block(source: str) -> str:
-    """IPv4 addresses stand for themselves, IPv6 for their /64, mapped ones for the IPv4 address."""
-    try:
-        address = ipaddress.ip_address(source.split("%", 1)[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    return str(address)
