@@ -16,6 +16,7 @@ EXTENSIONS: list[str] = [
     "gguf_vocab",
     "jsongate",
     "llama",
+    "marker_index",
 ]
 
 BUILD = os.environ.get("INFERNO_BUILD", "release")

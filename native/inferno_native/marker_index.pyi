@@ -1,0 +1,6 @@
+from collections.abc import Iterable
+
+class MarkerIndex:
+    max_length: int
+    def __init__(self, texts: Iterable[str]) -> None: ...
+    def find(self, text: str) -> list[tuple[int, int, int]]: ...
