@@ -19,6 +19,7 @@ Message = dict[str, Any]
 Convert = Callable[[str], str]
 Render = Callable[[list[Message], list[dict[str, Any]] | None], str]
 
+_LIMITS = frozenset(["loop", "memory", "output", "crashed"])  # inferno.engine.templates.TemplateError.kind
 _TYPES = frozenset(
     ["function", "text", "string", "number", "integer", "boolean", "array", "object", "null", "any", "float", "int"]
 )
@@ -167,8 +168,8 @@ class Traits:
         try:
             text = self._render(messages, None)
         except EngineError as error:
-            if error.code != "template_failed":
-                raise  # the template child itself failed: nothing was learnt
+            if error.code != "template_failed" or getattr(error, "kind", "error") in _LIMITS:
+                raise  # the child met a limit or died: nothing was learnt
             return False
         return all(needle in text for needle in needles)
 

@@ -19,7 +19,7 @@ NO_VOCABULARY, SPM, UGM = 0, 1, 4  # llama.h (0c1e570), enum llama_vocab_type
 _SPACE_PREFIXING = (SPM, UGM)
 _SEPARATORS = ("\x1f", "\x1e", "\x1d", "\x1c", *map(chr, range(0xE000, 0xE010)))
 _PROBE = "a"
-_UNKNOWN_PROBES = ("\U000f1234", "￹", "\x1b", "꙰")
+_UNKNOWN_PROBES = ("\U000f1234", "\x1b", "\ua66f", "\u08a0", "\ua4a2", "\U00010380", "\U0002a6d6")  # rare letters
 
 
 class PieceTokenizer:
@@ -126,12 +126,12 @@ class PieceTokenizer:
         texts = [self._vocab.text(t).decode("utf-8", "replace") for t in range(self._vocab.n_tokens)]
         joining = set("".join(text for text in texts if len(text) > 1))
         # A unigram vocabulary joins unknown characters, so there it must be a token of its own.
-        alone = [text for text in texts if len(text) == 1 and text not in joining and text.isprintable()]
+        alone = [text for text in texts if len(text) == 1 and text not in joining and text.isalpha()]
         for character in (*(() if self._vocab.vocab_type == UGM else _SEPARATORS), *alone[:64]):
             if character in joining:
                 continue
             ids = self._ids(character, special=False)
-            following = (self._ids(character + text, special=False) for text in (_PROBE, " a", "<", "\n", character))
+            following = (self._ids(character + text, special=False) for text in (_PROBE, " a", "<", character))
             if ids and all(found[: len(ids)] == ids and len(found) > len(ids) for found in following):
                 return character, ids
         return "", []

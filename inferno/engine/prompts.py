@@ -11,6 +11,7 @@ Owns this decision. Does not know template syntax (inferno.engine.templates), th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -18,24 +19,25 @@ from typing import Any, NamedTuple, Protocol
 from inferno.engine.conversation import Message, Traits, convert_strings
 from inferno.engine.markers import ATTR_CONTROL, ATTR_UNKNOWN, Markers, Occurrence, Vocabulary, cut
 from inferno.engine.pieces import PieceTokenizer
+from inferno.engine.template_constants import constants
 from inferno.errors import EngineError
 from inferno.messages import ChatPrompt, TextPrompt, TokenPrompt
 
+_FLAGS = frozenset(["enable_thinking", "thinking"])
 _PRIVATE_PLANES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 class Template(Protocol):
-    """Renders a chat; raises EngineError(template_failed | engine_failed)."""
+    """What prompts need of inferno.engine.templates.TemplateProcess; raises EngineError."""
+
+    template: str  # the source
 
     def render(
         self,
         messages: list[Message],
-        *,
-        tools: list[dict[str, Any]] | None,
-        flags: dict[str, bool],
-        add_generation_prompt: bool,
-        bos_token: str,
-        eos_token: str,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **flags: bool,
     ) -> str: ...
 
 
@@ -49,18 +51,16 @@ class _Rendered(NamedTuple):
 class PromptBuilder:
     """Builds the token ids of prompts for one model."""
 
-    def __init__(
-        self, vocab: Vocabulary, template: Template | None = None, template_constants: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, vocab: Vocabulary, template: Template | None = None) -> None:
         self._vocab = vocab
         self._template = template
-        self._constants = frozenset(template_constants)
-        self._constant_characters: set[str] = set().union(*self._constants)
-        self.markers = Markers(vocab, self._constants)
+        literals = constants(template.template) if template else frozenset()
+        self._constant_characters: set[str] = set().union(*literals)
+        self.markers = Markers(vocab, literals)
         self._pieces = PieceTokenizer(vocab, self.markers)
         self._bos_text = _token_text(vocab, vocab.bos)
         self._eos_text = _token_text(vocab, vocab.eos)
-        self._traits = Traits(self._probe, self._constants)
+        self._traits = Traits(self._probe, literals)
 
     def build(self, prompt: ChatPrompt | TextPrompt | TokenPrompt) -> list[int]:
         """Return the ids of a prompt. Raises EngineError with a code, a message and where known a param."""
@@ -124,12 +124,13 @@ class PromptBuilder:
         used = client.characters | self._constant_characters
         free = (chr(c) for c in chain(*_PRIVATE_PLANES) if chr(c) not in used)
         hidden = sorted(characters & client.characters)
-        mapping = dict(zip(map(ord, hidden), free, strict=False))
-        if len(mapping) < len(hidden):
+        masks = dict(zip(hidden, free, strict=False))
+        if len(masks) < len(hidden):
             raise EngineError("invalid_text", "The text uses every private-use character.", param="messages")
-        masked, tools = convert_strings(messages, prompt.tools, lambda string: string.translate(mapping))
-        text = self._render(prompt, masked, tools)
-        return _Masked(text, text.translate({ord(v): chr(k) for k, v in mapping.items()}))
+        table = {ord(character): mask for character, mask in masks.items()}
+        masked, tools = convert_strings(messages, prompt.tools, lambda string: string.translate(table))
+        text = _without_escapes(self._render(prompt, masked, tools), masks.values())
+        return _Masked(text, text.translate({ord(mask): character for character, mask in masks.items()}))
 
     def _without_added(self, rendered: _Rendered) -> _Rendered:
         """Drop a BOS or EOS that the template wrote where the tokenizer adds one, as llama.cpp's server does."""
@@ -153,14 +154,9 @@ class PromptBuilder:
     def _render(self, prompt: ChatPrompt, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         if self._template is None:
             raise EngineError("template_failed", "The model has no chat template; use /v1/completions.", param="messages")
-        return self._template.render(
-            messages,
-            tools=tools,
-            flags=prompt.template_flags,
-            add_generation_prompt=prompt.add_generation_prompt,
-            bos_token=self._bos_text,
-            eos_token=self._eos_text,
-        )
+        if not _FLAGS.issuperset(prompt.template_flags):
+            raise EngineError("unsupported_parameter", f"Only {', '.join(sorted(_FLAGS))} may be given.", param="chat_template_kwargs")
+        return self._template.render(messages, tools, prompt.add_generation_prompt, **prompt.template_flags)
 
     def _probe(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         return self._render(ChatPrompt(messages=messages, tools=tools), messages, tools)
@@ -194,3 +190,15 @@ class _Masked(NamedTuple):
 
 def _token_text(vocab: Vocabulary, token: int | None) -> str:
     return "" if token is None else vocab.text(token).decode("utf-8", "replace")
+
+
+def _without_escapes(text: str, masks: Iterable[str]) -> str:
+    """Return `text` with masks again where a template wrote them escaped, as JSON in ASCII or as Python literals."""
+    if "\\u" not in text and "\\U" not in text:
+        return text
+    escapes = {}
+    for mask in masks:
+        high, low = divmod(ord(mask) - 0x10000, 0x400)
+        escapes[f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"] = mask
+        escapes[f"\\U{ord(mask):08x}"] = mask
+    return re.sub("|".join(map(re.escape, escapes)), lambda found: escapes[found.group()], text) if escapes else text
