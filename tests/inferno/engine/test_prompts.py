@@ -148,8 +148,8 @@ def test_inp_7_no_marker_of_any_field_becomes_a_token(bench: Bench, field: str) 
         ids = bench.builder.build(conversation(field, marker))
         assert bench.markers_in(ids) == bench.markers_in(neutral), marker
         if bench.name in EXACT_TEXT:
-            text = bench.text(ids).replace(json.dumps(marker)[1:-1], "QQQ").replace(marker, "QQQ")
-            assert text == bench.text(neutral), marker
+            hidden = [t.replace(json.dumps(marker)[1:-1], "QQQ").replace(marker, "QQQ") for t in map(bench.text, (ids, neutral))]
+            assert hidden[0] == hidden[1], marker
 
 
 def test_markers_glued_from_two_fields_or_a_constant_are_cut(harmony: llama.Vocab) -> None:
@@ -237,7 +237,7 @@ def test_any_mixture_keeps_its_text_and_forges_nothing(smollm2: Bench, texts: di
 def test_vocabulary_files_give_the_expected_ids(name: str) -> None:
     path = shared(f"vocabs/ggml-vocab-{name}.gguf")
     build = PromptBuilder(open_vocab(path)).build
-    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
     expected = Path(f"{path}.out").read_text().splitlines()
     assert len(texts) == len(expected)
     for text, line in zip(texts, expected, strict=True):
