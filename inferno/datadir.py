@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +62,13 @@ class DataDir:
         make_folder(self.root)
         make_folder(self.keys)
         make_folder(self.run)
+
+    def make_metrics_folder(self) -> Path:
+        """Make the private folder of metric files, empty. For the holder of the lock."""
+        folder = self.run / "metrics"
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        return folder
 
     def make_keys(self) -> list[Path]:
         """Create the keys that are missing; return their paths."""
@@ -152,7 +160,9 @@ class DataLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises StartError naming the holder."""
+        """Take the lock, or keep it. Raises StartError naming the holder."""
+        if self._descriptor is not None:
+            return
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(self._path, flags, 0o600)

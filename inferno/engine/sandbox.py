@@ -32,11 +32,21 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 2
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_MDWE = 38, 47, 4, 65
 _SYS_CAPSET: Final = {"x86_64": 126, "aarch64": 91}
 _SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
-_SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446  # the same on all architectures
+_SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = (
+    444,
+    445,
+    446,
+)  # the same on all architectures
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 
 # Landlock: linux/include/uapi/linux/landlock.h
-_FS_RIGHTS_BY_ABI: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
+_FS_RIGHTS_BY_ABI: Final = {
+    1: (1 << 13) - 1,
+    2: (1 << 14) - 1,
+    3: (1 << 15) - 1,
+    4: (1 << 15) - 1,
+    5: (1 << 16) - 1,
+}
 _NET_RIGHTS: Final = 0b11  # bind and connect TCP, ABI 4
 _SCOPES: Final = 0b11  # abstract sockets and signals, ABI 6
 _READ_FILE, _WRITE_FILE, _IOCTL_DEV = 1 << 2, 1 << 1, 1 << 15
@@ -143,7 +153,9 @@ def landlock_abi() -> int:
     """Return the kernel's Landlock ABI, 0 where there is none."""
     if sys.platform != "linux":
         return 0
-    result = _libc().syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    result = _libc().syscall(
+        ctypes.c_long(_SYS_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint32(1)
+    )
     return max(0, int(result))
 
 
@@ -156,7 +168,9 @@ def _landlock(readable: Iterable[str], devices: Iterable[str]) -> str:
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     libc = _libc()
     ruleset = _checked(
-        libc.syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE), attributes, ctypes.c_size_t(size), ctypes.c_uint32(0)),
+        libc.syscall(
+            ctypes.c_long(_SYS_LANDLOCK_CREATE), attributes, ctypes.c_size_t(size), ctypes.c_uint32(0)
+        ),
         "landlock_create_ruleset",
     )
     try:

@@ -47,8 +47,106 @@ _CALLS: Final[dict[str, tuple[int | None, int | None]]] = {
 
 # What Python, glibc, OpenMP and llama.cpp use after everything is loaded. No socket, connect, bind, exec, ptrace, bpf,
 # mount, unshare, io_uring, keyctl, userfaultfd, perf, process_vm, kexec, module, chroot, setuid, ...
-_COMMON: Final = ["read", "write", "close", "fstat", "poll", "lseek", "munmap", "brk", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "pread64", "readv", "writev", "select", "sched_yield", "mremap", "mincore", "madvise", "dup", "dup2", "dup3", "nanosleep", "getpid", "sendto", "recvfrom", "sendmsg", "recvmsg", "shutdown", "getsockname", "getpeername", "getsockopt", "exit", "uname", "fcntl", "getcwd", "getrlimit", "getrusage", "sysinfo", "times", "getuid", "getgid", "geteuid", "getegid", "getppid", "rt_sigpending", "rt_sigtimedwait", "sigaltstack", "getpriority", "gettid", "futex", "sched_getaffinity", "getdents64", "set_tid_address", "restart_syscall", "fadvise64", "clock_gettime", "clock_getres", "clock_nanosleep", "exit_group", "epoll_wait", "epoll_ctl", "newfstatat", "readlinkat", "pselect6", "ppoll", "set_robust_list", "epoll_pwait", "epoll_pwait2", "eventfd2", "epoll_create1", "pipe2", "getcpu", "getrandom", "membarrier", "statx", "rseq", "close_range", "openat", "faccessat2", "access", "open", "stat", "lstat", "readlink"]
-_ENGINE: Final = ["setpriority", "mlock", "munlock", "sched_setaffinity", "get_mempolicy", "sched_setscheduler", "sched_getparam", "sched_getscheduler", "sched_get_priority_max", "sched_get_priority_min", "futex_waitv"]
+_COMMON: Final = [
+    "read",
+    "write",
+    "close",
+    "fstat",
+    "poll",
+    "lseek",
+    "munmap",
+    "brk",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "pread64",
+    "readv",
+    "writev",
+    "select",
+    "sched_yield",
+    "mremap",
+    "mincore",
+    "madvise",
+    "dup",
+    "dup2",
+    "dup3",
+    "nanosleep",
+    "getpid",
+    "sendto",
+    "recvfrom",
+    "sendmsg",
+    "recvmsg",
+    "shutdown",
+    "getsockname",
+    "getpeername",
+    "getsockopt",
+    "exit",
+    "uname",
+    "fcntl",
+    "getcwd",
+    "getrlimit",
+    "getrusage",
+    "sysinfo",
+    "times",
+    "getuid",
+    "getgid",
+    "geteuid",
+    "getegid",
+    "getppid",
+    "rt_sigpending",
+    "rt_sigtimedwait",
+    "sigaltstack",
+    "getpriority",
+    "gettid",
+    "futex",
+    "sched_getaffinity",
+    "getdents64",
+    "set_tid_address",
+    "restart_syscall",
+    "fadvise64",
+    "clock_gettime",
+    "clock_getres",
+    "clock_nanosleep",
+    "exit_group",
+    "epoll_wait",
+    "epoll_ctl",
+    "newfstatat",
+    "readlinkat",
+    "pselect6",
+    "ppoll",
+    "set_robust_list",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "eventfd2",
+    "epoll_create1",
+    "pipe2",
+    "getcpu",
+    "getrandom",
+    "membarrier",
+    "statx",
+    "rseq",
+    "close_range",
+    "openat",
+    "faccessat2",
+    "access",
+    "open",
+    "stat",
+    "lstat",
+    "readlink",
+]
+_ENGINE: Final = [
+    "setpriority",
+    "mlock",
+    "munlock",
+    "sched_setaffinity",
+    "get_mempolicy",
+    "sched_setscheduler",
+    "sched_getparam",
+    "sched_getscheduler",
+    "sched_get_priority_max",
+    "sched_get_priority_min",
+    "futex_waitv",
+]
 _TEMPLATE: Final = ["wait4", "waitid", "kill", "socketpair", "setitimer", "alarm"]
 
 _ALLOW: Final = 0x7FFF0000
@@ -122,7 +220,9 @@ def build(profile: str, *, own_pid: int, open_files: bool, gpu: bool = False) ->
     column, audit_arch = where
     names = [*_COMMON, *(_ENGINE if profile == "engine" else _TEMPLATE)]
     if not open_files:
-        names = [name for name in names if name not in {"openat", "open", "access", "faccessat2", "stat", "lstat"}]
+        names = [
+            name for name in names if name not in {"openat", "open", "access", "faccessat2", "stat", "lstat"}
+        ]
     program = _Program()
     program.add(_LOAD, _ARCH)
     program.add(_JUMP_EQUAL, audit_arch, 1, 0)
@@ -133,7 +233,9 @@ def build(profile: str, *, own_pid: int, open_files: bool, gpu: bool = False) ->
         program.add(_RETURN, _ENOSYS)
 
     special: dict[str, list[tuple[int, int, int, int]]] = {
-        "clone3": [_give(_ENOSYS)],  # flags lie in memory, where a filter cannot look; glibc falls back to clone
+        "clone3": [
+            _give(_ENOSYS)
+        ],  # flags lie in memory, where a filter cannot look; glibc falls back to clone
         "mmap": [_give(_ALLOW)] if gpu else _without_bits(2, _PROT_EXEC),
         "mprotect": [_give(_ALLOW)] if gpu else _without_bits(2, _PROT_EXEC),
         "ioctl": [_give(_ALLOW)] if gpu else _only(1, _IOCTLS),

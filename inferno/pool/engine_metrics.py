@@ -1,0 +1,56 @@
+"""What engines report, as metrics: gauges as they are, counters by their growth, so a restart takes nothing back.
+
+Imported by the supervisor once the folder of metric files exists (prometheus_client looks at its import).
+"""
+
+from __future__ import annotations
+
+from .. import metrics
+from ..messages import EngineStats
+
+_GAUGES = {
+    "running": metrics.RUNNING,
+    "waiting": metrics.WAITING,
+    "slots": metrics.SLOTS,
+    "kv_used_tokens": metrics.KV_USED,
+    "kv_total_tokens": metrics.KV_TOTAL,
+    "prefix_bytes": metrics.PREFIX_BYTES,
+}
+_COUNTERS = {
+    "prefix_hit_tokens": metrics.PREFIX_HIT_TOKENS,
+    "prefix_miss_tokens": metrics.PREFIX_MISS_TOKENS,
+    "prefill_tokens": metrics.PREFILL_TOKENS,
+    "decode_tokens": metrics.DECODE_TOKENS,
+    "steps": metrics.STEPS,
+}
+
+
+class EngineMetrics:
+    """The exporter of all engines."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[int, EngineStats]] = {}
+        self._restarts: dict[str, int] = {}
+
+    def update(
+        self, model: str, generation: int, stats: EngineStats, *, is_up: bool, num_restarts: int
+    ) -> None:
+        """Take over one engine's report."""
+        metrics.ENGINE_UP.labels(model).set(1 if is_up else 0)
+        restarts = metrics.ENGINE_RESTARTS.labels(model)
+        restarts.inc(max(0, num_restarts - self._restarts.get(model, 0)))
+        self._restarts[model] = num_restarts
+        before_generation, before = self._before.get(model, (generation, EngineStats()))
+        if before_generation != generation:
+            before = EngineStats()
+        for name, gauge in _GAUGES.items():
+            gauge.labels(model).set(getattr(stats, name))
+        for name, counter in _COUNTERS.items():
+            counter.labels(model).inc(max(0, getattr(stats, name) - getattr(before, name)))
+        self._before[model] = (generation, stats)
+
+    def worker_restarted(self) -> None:
+        metrics.WORKER_RESTARTS.inc()
+
+    def worker_ended(self, pid: int) -> None:
+        metrics.worker_ended(pid)
