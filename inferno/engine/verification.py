@@ -6,6 +6,7 @@ engine before a load, and in commands. Raises GgufError for the first fault that
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from inferno_native import gguf
 from inferno_native.gguf_report import Facts, GgufError
 
 from ..digests import FileShrank, Progress, sha256_fd
+from ..modelfile import Stamp, open_model
+from .source import Mode, ModelSource, make_source
 from .templates import check_templates
 
 Profile = Literal["model", "container"]
@@ -72,3 +75,44 @@ def verify_files(
     if profile == "model":
         policy.update(check_templates(report.facts.chat_templates, report.facts.special_texts, waived))
     return Verdict(report.facts, tuple(sorted(policy)), digests, time.perf_counter() - start)
+
+
+def open_verified(
+    paths: Sequence[str],
+    *,
+    sha256: Sequence[str] = (),
+    known_stamps: Collection[str] = frozenset(),
+    allow: Collection[str] = frozenset(),
+    source: Mode = "auto",
+    memory_bytes: int | None = None,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[ModelSource, Verdict]:
+    """What an engine does before it loads: open, make the source, digest, verify. The source is the caller's to close.
+
+    With `known_stamps` (Stamp.text() of files whose digest was checked before, verify = "changed") unchanged files are
+    not hashed again. Call `source.recheck()` once more after the load.
+    """
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(open_model(path))
+        size = sum(os.fstat(fd).st_size for fd in fds)
+        if max_bytes is not None and size > max_bytes:
+            raise GgufError("file-too-large", None, f"{size} bytes, {max_bytes} allowed", wanted=max_bytes, had=size)
+        is_known = bool(fds) and all(Stamp.of(fd).text() in known_stamps for fd in fds)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    model = make_source(fds, source, memory_bytes)
+    try:
+        verdict = verify_files(
+            model.fds, max_bytes=max_bytes, expected_sha256=None if is_known else sha256, allow=allow,
+            progress=progress,
+        )
+        model.recheck()
+    except BaseException:
+        model.close()
+        raise
+    return model, verdict
