@@ -96,46 +96,39 @@ cdef bint _is_full(const Entry* entry, const Family* family, uint64_t now) noexc
     return True
 
 
-cdef int _free_way(const EntrySet* entries, int* num_free) noexcept nogil:
-    cdef int way, found = -1
-    num_free[0] = 0
+cdef int _usable_way(const EntrySet* entries, const Family* family, uint64_t now, int* num_usable) noexcept nogil:
+    """A free place of a set, else that of a full bucket, else -1; and how many of both kinds there are."""
+    cdef int way, free_way = -1, full_way = -1
+    num_usable[0] = 0
     for way in range(WAYS):
         if entries.tag[way] == 0:
-            num_free[0] += 1
-            found = way
-    return found
+            num_usable[0] += 1
+            free_way = way
+        elif _is_full(&entries.entry[way], family, now):
+            num_usable[0] += 1
+            full_way = way
+    return free_way if free_way >= 0 else full_way
 
 
 cdef void _place(Header* header, const Family* family, Charge* charge, uint64_t now) noexcept nogil:
-    """Find a place for a new key: a free one in the emptier set, else that of a full bucket, else the overflow entry."""
-    cdef EntrySet* sets[2]
-    cdef int num_free[2]
-    cdef int free_way[2]
-    cdef int which, way
-    cdef Family* shared = &header.family[charge.family]
-    sets[0] = _set_of(header, family, charge.tag)
-    sets[1] = _set_of(header, family, charge.check)
-    for which in range(2):
-        free_way[which] = _free_way(sets[which], &num_free[which])
+    """Find a place for a new key in the emptier of its two sets; if neither has one, the overflow entry."""
+    cdef EntrySet* entries = _set_of(header, family, charge.tag)
+    cdef EntrySet* others = _set_of(header, family, charge.check)
+    cdef int num_usable, num_others
+    cdef int way = _usable_way(entries, family, now, &num_usable)
+    cdef int other_way = _usable_way(others, family, now, &num_others)
+    if num_others > num_usable:
+        entries, way = others, other_way
+    if way < 0:
+        charge.tag_at = NULL
+        charge.entry_at = &header.family[charge.family].overflow
+        charge.next = charge.entry_at[0]
+        return
+    charge.tag_at = &entries.tag[way]
+    charge.entry_at = &entries.entry[way]
     memset(&charge.next, 0, sizeof(Entry))
     charge.next.check = charge.check
     charge.next.updated_us = now
-    which = 1 if num_free[1] > num_free[0] else 0
-    if num_free[which]:
-        charge.tag_at = &sets[which].tag[free_way[which]]
-        charge.entry_at = &sets[which].entry[free_way[which]]
-        return
-    for which in range(2):
-        for way in range(WAYS):
-            if _is_full(&sets[which].entry[way], family, now):
-                charge.tag_at = &sets[which].tag[way]
-                charge.entry_at = &sets[which].entry[way]
-                shared.num_evicted += 1
-                return
-    shared.num_overflowed += 1
-    charge.tag_at = NULL
-    charge.entry_at = &shared.overflow
-    charge.next = shared.overflow
 
 
 # --- charging -----------------------------------------------------------------------------------------------------------
@@ -668,6 +661,10 @@ cdef class BucketTable:
         if status == STATUS_ADMITTED and cost:
             for i in range(num_charges):
                 _charge(&self.shape.family[charges[i].family], &charges[i], cost)
+                if charges[i].tag_at == NULL:
+                    self.header.family[charges[i].family].num_overflowed += 1
+                elif charges[i].tag_at[0] and charges[i].tag_at[0] != charges[i].tag:
+                    self.header.family[charges[i].family].num_evicted += 1
             if spent >= 0:
                 self.num_free_holds -= 1
                 hold = &self._holds()[self.free_holds[self.num_free_holds]]
