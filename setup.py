@@ -51,7 +51,7 @@ extensions = [
 setup(
     packages=[*find_packages(include=["inferno", "inferno.*"]), "inferno_native"],
     package_dir={"inferno_native": "native/inferno_native"},
-    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd", "*.h"], "inferno": ["py.typed", "storage/*.lua"]},
+    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd", "*.h"], "inferno": ["py.typed", "storage/*.lua", "security/data/*.txt"]},
     ext_modules=cythonize(
         extensions,
         include_path=["native"],

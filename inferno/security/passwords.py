@@ -20,6 +20,7 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -74,7 +75,7 @@ def _unit(text: str) -> str:
 
 def _is_sequence(text: str) -> bool:
     """Whether code points only ever step by the same one, up or down; digits go round from 9 to 0."""
-    pairs = list(zip(text, text[1:], strict=False))
+    pairs = list(pairwise(text))
     if text.isascii() and text.isdigit():
         return len({(int(b) - int(a)) % 10 for a, b in pairs}) == 1
     steps = {ord(b) - ord(a) for a, b in pairs}

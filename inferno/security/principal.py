@@ -32,4 +32,5 @@ class Principal(Struct, frozen=True):
     key_limits: KeyLimits | None = None
     redact_profile: str | None = None  # None: the configured one
     session_id: str | None = None  # the JWT's jti
+    session_expires_at: int | None = None  # its exp, UNIX seconds
     weight: float = 1.0  # share of the engine

@@ -108,6 +108,12 @@ async def has_admin_like(connection: AsyncConnection, skeleton: str, excluding: 
     return (await connection.execute(query)).first() is not None
 
 
+async def has_account_like(connection: AsyncConnection, skeleton: str) -> bool:
+    """Whether any account's name looks like `skeleton`."""
+    query = select(schema.accounts.c.id).where(schema.accounts.c.skeleton == skeleton).limit(1)
+    return (await connection.execute(query)).first() is not None
+
+
 async def insert_account(connection: AsyncConnection, account: Account) -> None:
     """Raises IntegrityError (Conflict outside of the transaction) when the name is taken."""
     await connection.execute(insert(schema.accounts).values(**_fields(account)))
