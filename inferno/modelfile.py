@@ -64,7 +64,9 @@ def open_model(path: str | os.PathLike[str]) -> int:
     except OSError as error:
         raise _translate(error) from None
     except ValueError:
-        raise GgufError("file-not-found", None, f"{REASONS['file-not-found']}: a path with a zero byte") from None
+        raise GgufError(
+            "file-not-found", None, f"{REASONS['file-not-found']}: a path with a zero byte"
+        ) from None
 
 
 def open_below(folder: str | os.PathLike[str], relative: str) -> int:
@@ -94,7 +96,9 @@ def find_models(folder: str | os.PathLike[str]) -> Iterator[str]:
     found: list[str] = []
     for at, folders, files in os.walk(root):
         depth = Path(at).relative_to(root).parts
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if len(depth) < MAX_DEPTH else []
+        folders[:] = (
+            sorted(name for name in folders if not name.startswith(".")) if len(depth) < MAX_DEPTH else []
+        )
         for name in files:
             if not name.endswith(".gguf") or name.startswith("."):
                 continue

@@ -51,6 +51,11 @@ def clean(text: str) -> str:
     return _CONTROLS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
+def clean_lines(text: str) -> str:
+    """Return a text of our own making, cleaned line by line."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
 class _Formatter(logging.Formatter):
     """What both forms share: the message, the fields and the exception as clean text."""
 

@@ -52,7 +52,9 @@ def _read_pem(path: Path, setting: str) -> bytes:
         if not stat.S_ISREG(facts.st_mode):
             raise ConfigError(f"{setting}: {path} is not a regular file")
         if facts.st_size > MAX_PEM_BYTES:
-            raise ConfigError(f"{setting}: {path} has {facts.st_size} bytes, a PEM file of at most 1 MiB was expected")
+            raise ConfigError(
+                f"{setting}: {path} has {facts.st_size} bytes, a PEM file of at most 1 MiB was expected"
+            )
         return file.read(MAX_PEM_BYTES + 1)
 
 
@@ -80,9 +82,13 @@ def check_pair(certificate: Path, key: Path, *, now: datetime.datetime | None = 
     except ValueError:
         raise ConfigError(f"server.tls_cert_path: {certificate} holds no PEM certificate") from None
     if leaf.not_valid_after_utc <= now:
-        raise ConfigError(f"server.tls_cert_path: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        raise ConfigError(
+            f"server.tls_cert_path: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d}"
+        )
     if leaf.not_valid_before_utc > now:
-        raise ConfigError(f"server.tls_cert_path: the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d}")
+        raise ConfigError(
+            f"server.tls_cert_path: the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d}"
+        )
     trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         trial.load_cert_chain(certificate, key, password=_no_password)
@@ -94,7 +100,9 @@ def check_pair(certificate: Path, key: Path, *, now: datetime.datetime | None = 
     warnings = []
     left = leaf.not_valid_after_utc - now
     if left < EXPIRY_WARNING:
-        warnings.append(f"the TLS certificate expires in {left.days} days, on {leaf.not_valid_after_utc:%Y-%m-%d}")
+        warnings.append(
+            f"the TLS certificate expires in {left.days} days, on {leaf.not_valid_after_utc:%Y-%m-%d}"
+        )
     names: tuple[str, ...] = ()
     try:
         alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -108,7 +116,9 @@ def _no_password() -> str:
     raise ValueError("encrypted private keys are not supported")
 
 
-def server_context(certificate: Path, key: Path, *, minimum: str, client_ca: Path | None = None) -> ssl.SSLContext:
+def server_context(
+    certificate: Path, key: Path, *, minimum: str, client_ca: Path | None = None
+) -> ssl.SSLContext:
     """Return the context of a listener. `minimum` is "1.2" or "1.3"; with `client_ca` clients must show a certificate.
 
     Raises ConfigError as check_pair does.
@@ -167,7 +177,9 @@ def make_self_signed(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, P
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     pair = folder / "cert.pem", folder / "key.pem"
-    for path, content in zip(pair, (certificate.public_bytes(serialization.Encoding.PEM), pem_key), strict=True):
+    for path, content in zip(
+        pair, (certificate.public_bytes(serialization.Encoding.PEM), pem_key), strict=True
+    ):
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(number, "wb") as file:
             file.write(content)

@@ -55,6 +55,7 @@ __all__ = [
     "is_loopback",
     "load",
     "merge_reload",
+    "value_of",
     "with_changes",
 ]
 

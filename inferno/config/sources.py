@@ -36,7 +36,13 @@ OTHER_VARIABLES = frozenset(
         "INFERNO_ADMIN_PASSWORD_FILE",
         "INFERNO_SECRETS_FD",
         "INFERNO_TEST_DATA",
+        # what building and installing read (setup.py, deploy/)
         "INFERNO_BUILD",
+        "INFERNO_CACHE",
+        "INFERNO_LLAMA_CMAKE",
+        "INFERNO_LLAMA_PORTABLE",
+        "INFERNO_SANITIZED",
+        "INFERNO_VENV",
     }
 )
 _SERVICE_LINKS = re.compile(
@@ -234,7 +240,7 @@ def read_environment(environ: Mapping[str, str], folder: Path, found: Found) -> 
             continue
         key = VARIABLES.get(name)
         if key is None:
-            known = [*VARIABLES, *OTHER_VARIABLES - {"INFERNO_SECRETS_FD"}]
+            known = sorted({*VARIABLES, *OTHER_VARIABLES} - {"INFERNO_SECRETS_FD"})
             hint = nearest(name, known)
             if name.startswith("INFERNO_MODELS_") and not hint:
                 hint = "; models by name stand in the configuration file only"

@@ -21,7 +21,20 @@ Render = Callable[[list[Message], list[dict[str, Any]] | None], str]
 
 _LIMITS = frozenset(["loop", "memory", "output", "crashed"])  # inferno.engine.templates.TemplateError.kind
 _TYPES = frozenset(
-    ["function", "text", "string", "number", "integer", "boolean", "array", "object", "null", "any", "float", "int"]
+    [
+        "function",
+        "text",
+        "string",
+        "number",
+        "integer",
+        "boolean",
+        "array",
+        "object",
+        "null",
+        "any",
+        "float",
+        "int",
+    ]
 )
 _TOOL_KEYS = frozenset(["type", "function", "name", "description", "parameters", "strict", "input_schema"])
 _CALL_KEYS = frozenset(["type", "id", "index", "function", "name", "arguments"])
@@ -32,10 +45,48 @@ _SCHEMA_KEYS = (
     _SCHEMA_MAPS
     | _SCHEMA_DATA
     | frozenset(
-        ["type", "description", "title", "items", "prefixItems", "additionalItems", "contains", "minItems", "maxItems"]
-        + ["uniqueItems", "additionalProperties", "propertyNames", "minProperties", "maxProperties", "anyOf", "allOf"]
-        + ["oneOf", "not", "if", "then", "else", "format", "pattern", "minLength", "maxLength", "minimum", "maximum"]
-        + ["exclusiveMinimum", "exclusiveMaximum", "multipleOf", "nullable", "deprecated", "readOnly", "writeOnly"]
+        [
+            "type",
+            "description",
+            "title",
+            "items",
+            "prefixItems",
+            "additionalItems",
+            "contains",
+            "minItems",
+            "maxItems",
+        ]
+        + [
+            "uniqueItems",
+            "additionalProperties",
+            "propertyNames",
+            "minProperties",
+            "maxProperties",
+            "anyOf",
+            "allOf",
+        ]
+        + [
+            "oneOf",
+            "not",
+            "if",
+            "then",
+            "else",
+            "format",
+            "pattern",
+            "minLength",
+            "maxLength",
+            "minimum",
+            "maximum",
+        ]
+        + [
+            "exclusiveMinimum",
+            "exclusiveMaximum",
+            "multipleOf",
+            "nullable",
+            "deprecated",
+            "readOnly",
+            "writeOnly",
+        ]
         + ["$ref", "$schema", "$id", "$comment", "unevaluatedProperties", "strict", "return", "response"]
     )
 )
@@ -175,12 +226,16 @@ class Traits:
 
     def _reads_system(self) -> bool:
         user = {"role": "user", "content": "needle-user"}
-        return self._shows([{"role": "system", "content": "needle-system"}, user], "needle-system", "needle-user")
+        return self._shows(
+            [{"role": "system", "content": "needle-system"}, user], "needle-system", "needle-user"
+        )
 
     def _needs_parts(self) -> bool:
         if self._shows([{"role": "user", "content": "needle-user"}], "needle-user"):
             return False
-        return self._shows([{"role": "user", "content": [{"type": "text", "text": "needle-user"}]}], "needle-user")
+        return self._shows(
+            [{"role": "user", "content": [{"type": "text", "text": "needle-user"}]}], "needle-user"
+        )
 
     def _reads_objects(self) -> bool:
         function = {"name": "needle_name", "arguments": {"needle_key": "needle_value"}}

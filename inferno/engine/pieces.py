@@ -19,7 +19,15 @@ NO_VOCABULARY, SPM, UGM = 0, 1, 4  # llama.h (0c1e570), enum llama_vocab_type
 _SPACE_PREFIXING = (SPM, UGM)
 _SEPARATORS = ("\x1f", "\x1e", "\x1d", "\x1c", *map(chr, range(0xE000, 0xE010)))
 _PROBE = "a"
-_UNKNOWN_PROBES = ("\U000f1234", "\x1b", "\ua66f", "\u08a0", "\ua4a2", "\U00010380", "\U0002a6d6")  # rare letters
+_UNKNOWN_PROBES = (
+    "\U000f1234",
+    "\x1b",
+    "\ua66f",
+    "\u08a0",
+    "\ua4a2",
+    "\U00010380",
+    "\U0002a6d6",
+)  # rare letters
 
 
 class PieceTokenizer:
@@ -36,7 +44,10 @@ class PieceTokenizer:
         self.prefix, self.suffix = wrapped[:start], wrapped[start + len(bare) :]
         # What text that the vocabulary does not know becomes is no forged marker.
         self._unknown_ids = {
-            token for text in _UNKNOWN_PROBES for token in self._ids(text, special=False) if token in markers.ids
+            token
+            for text in _UNKNOWN_PROBES
+            for token in self._ids(text, special=False)
+            if token in markers.ids
         }
         self._separator, self._separator_ids = self._find_separator()
 
@@ -51,7 +62,11 @@ class PieceTokenizer:
         for start, end in pairwise(bounds):
             if start == end:
                 continue
-            inside = [o for o in kept[bisect_left(kept_starts, start) : bisect_left(kept_starts, end)] if o.end <= end]
+            inside = [
+                o
+                for o in kept[bisect_left(kept_starts, start) : bisect_left(kept_starts, end)]
+                if o.end <= end
+            ]
             piece = text[start:end]
             found = self._piece(piece, ids, special=start not in cuts.singles)
             if self._has_forged(found, inside):
@@ -61,7 +76,9 @@ class PieceTokenizer:
 
     def _piece(self, piece: str, before: Sequence[int], *, special: bool) -> list[int]:
         """Return the ids of `piece` standing after `before`."""
-        follows_text = before and (before[-1] not in self._markers.special_ids or before[-1] in self._unknown_ids)
+        follows_text = before and (
+            before[-1] not in self._markers.special_ids or before[-1] in self._unknown_ids
+        )
         if follows_text and self._separator:
             ids = self._ids(self._separator + piece, special=special)
             if ids[: len(self._separator_ids)] == self._separator_ids:
@@ -105,7 +122,9 @@ class PieceTokenizer:
         for character in run:
             found = self._piece(character, [*before[-1:], *ids], special=False)
             if self._has_forged(found, ()):
-                raise EngineError("invalid_value", "The model can read a character of the text as a control token only.")
+                raise EngineError(
+                    "invalid_value", "The model can read a character of the text as a control token only."
+                )
             ids += found
         return ids
 
@@ -131,7 +150,9 @@ class PieceTokenizer:
             if character in joining:
                 continue
             ids = self._ids(character, special=False)
-            following = (self._ids(character + text, special=False) for text in (_PROBE, " a", "<", character))
+            following = (
+                self._ids(character + text, special=False) for text in (_PROBE, " a", "<", character)
+            )
             if ids and all(found[: len(ids)] == ids and len(found) > len(ids) for found in following):
                 return character, ids
         return "", []

@@ -153,9 +153,15 @@ class PromptBuilder:
 
     def _render(self, prompt: ChatPrompt, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         if self._template is None:
-            raise EngineError("template_failed", "The model has no chat template; use /v1/completions.", param="messages")
+            raise EngineError(
+                "template_failed", "The model has no chat template; use /v1/completions.", param="messages"
+            )
         if not _FLAGS.issuperset(prompt.template_flags):
-            raise EngineError("unsupported_parameter", f"Only {', '.join(sorted(_FLAGS))} may be given.", param="chat_template_kwargs")
+            raise EngineError(
+                "unsupported_parameter",
+                f"Only {', '.join(sorted(_FLAGS))} may be given.",
+                param="chat_template_kwargs",
+            )
         return self._template.render(messages, tools, prompt.add_generation_prompt, **prompt.template_flags)
 
     def _probe(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
@@ -201,4 +207,8 @@ def _without_escapes(text: str, masks: Iterable[str]) -> str:
         high, low = divmod(ord(mask) - 0x10000, 0x400)
         escapes[f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"] = mask
         escapes[f"\\U{ord(mask):08x}"] = mask
-    return re.sub("|".join(map(re.escape, escapes)), lambda found: escapes[found.group()], text) if escapes else text
+    return (
+        re.sub("|".join(map(re.escape, escapes)), lambda found: escapes[found.group()], text)
+        if escapes
+        else text
+    )

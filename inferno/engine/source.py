@@ -60,7 +60,9 @@ class ModelSource:
         """Refuse if a file changed since the source was made. Call after the digest, the verification and the load."""
         for index, (fd, stamp) in enumerate(zip(self.fds, self._stamps, strict=True)):
             if Stamp.of(fd) != stamp:
-                raise GgufError("file-changed", None, "the file changed while it was verified or loaded", shard=index)
+                raise GgufError(
+                    "file-changed", None, "the file changed while it was verified or loaded", shard=index
+                )
 
     def close(self) -> None:
         """Close every descriptor; idempotent."""
@@ -85,10 +87,17 @@ def make_source(fds: Sequence[int], mode: Mode = "auto", memory_bytes: int | Non
         size = sum(os.fstat(fd).st_size for fd in owned)
         if mode == "copy" or (mode == "auto" and can_seal() and size <= bound):
             if not can_seal():
-                raise GgufError("out-of-memory", None, "source = copy needs memory files, which this system lacks")
+                raise GgufError(
+                    "out-of-memory", None, "source = copy needs memory files, which this system lacks"
+                )
             if size > bound:
-                raise GgufError("out-of-memory", None, f"a private copy needs {size} bytes, {bound} are allowed",
-                                wanted=bound, had=size)
+                raise GgufError(
+                    "out-of-memory",
+                    None,
+                    f"a private copy needs {size} bytes, {bound} are allowed",
+                    wanted=bound,
+                    had=size,
+                )
             for index, fd in enumerate(owned):
                 owned[index] = _sealed_copy(fd, index)
                 os.close(fd)

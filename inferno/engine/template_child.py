@@ -46,7 +46,9 @@ def lock(parent: socket.socket, limits: Limits) -> dict[str, str]:
     """Give up what a template never needs; return what is in force. Everything is imported by now."""
     time.strftime("%Z")  # the time zone file is read now, not after the file system is gone
     return confine(
-        "template", mode=limits.sandbox, keep_descriptors=[parent.fileno()],
+        "template",
+        mode=limits.sandbox,
+        keep_descriptors=[parent.fileno()],
         limits={"CORE": 0, "FSIZE": 0, "NOFILE": 16},
     )
 
@@ -158,8 +160,13 @@ def warm_up() -> None:
     templates = Templates()
     for source in (
         "{% for m in ['\u00e9\n'] %}{{ m | tojson }}{{ m | pprint }}{{ lipsum(1) }}{{ '%d' | format(1) }}{% endfor %}",
-        "{{ broken", "{{ nothing.at.all }}", "{{ raise_exception('x') }}", "{{ ''.__x__ }}", "{{ [1, 2] | random }}",
-        "{{ 'a <b> http://example.test/' | urlize | striptags | wordwrap(5) | xmlattr }}", "{{ strftime_now('%c') }}",
+        "{{ broken",
+        "{{ nothing.at.all }}",
+        "{{ raise_exception('x') }}",
+        "{{ ''.__x__ }}",
+        "{{ [1, 2] | random }}",
+        "{{ 'a <b> http://example.test/' | urlize | striptags | wordwrap(5) | xmlattr }}",
+        "{{ strftime_now('%c') }}",
         "{{ '{:>5}'.format(1) }}{{ {'b': 1} | dictsort | groupby(0) | list }}{{ [1] | sum }}{{ 1 | filesizeformat }}",
     ):
         templates.check(source)

@@ -49,7 +49,9 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON as chat templates expect it: no HTML escapes, letters as they are."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def raise_exception(message: Any) -> NoReturn:

@@ -66,7 +66,10 @@ class TemplateUnavailable(TemplateError):
 
 
 _ERRORS: dict[str, type[TemplateError]] = {
-    "raised": TemplateRefused, "loop": TemplateLimit, "memory": TemplateLimit, "output": TemplateLimit,
+    "raised": TemplateRefused,
+    "loop": TemplateLimit,
+    "memory": TemplateLimit,
+    "output": TemplateLimit,
     "crashed": TemplateLimit,
 }
 
@@ -126,9 +129,14 @@ class TemplateProcess:
     ) -> str:
         """The prompt of a conversation; strings go through unchanged. Raises TemplateError."""
         variables: dict[str, Any] = {
-            "bos_token": "", "eos_token": "", **self._tokens,
-            "messages": messages, "tools": tools, "documents": None,
-            "add_generation_prompt": add_generation_prompt, **flags,
+            "bos_token": "",
+            "eos_token": "",
+            **self._tokens,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **flags,
         }
         return self.run(Render(self.template, variables))
 
@@ -164,12 +172,20 @@ class TemplateProcess:
         try:
             self._process = subprocess.Popen(
                 [self._executable, "-I", "-m", "inferno.engine.template_child", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),), close_fds=True, env={"LANG": "C.UTF-8"}, cwd="/", start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                close_fds=True,
+                env={"LANG": "C.UTF-8"},
+                cwd="/",
+                start_new_session=True,
             )
         except OSError as error:
             ours.close()
-            raise TemplateUnavailable("crashed", f"the template process cannot be started: {error.strerror}") from None
+            raise TemplateUnavailable(
+                "crashed", f"the template process cannot be started: {error.strerror}"
+            ) from None
         finally:
             theirs.close()
         self._socket = ours
@@ -210,7 +226,8 @@ _FAULTS = {
 _TOOL = {
     "type": "function",
     "function": {
-        "name": "weather", "description": "The weather of a place.",
+        "name": "weather",
+        "description": "The weather of a place.",
         "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
     },
 }
@@ -222,17 +239,30 @@ _TALK: list[dict[str, Any]] = [
 ]
 _CALL: list[dict[str, Any]] = [
     {"role": "user", "content": "What is the weather in Oslo?"},
-    {"role": "assistant", "content": "", "tool_calls": [
-        {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"place": "Oslo"}}},
-    ]},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "call00001",
+                "type": "function",
+                "function": {"name": "weather", "arguments": {"place": "Oslo"}},
+            },
+        ],
+    },
     {"role": "tool", "tool_call_id": "call00001", "name": "weather", "content": "Rain, 7 degrees."},
 ]
 _SAMPLES: tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...] = (
-    (_TALK, None), (_TALK, [_TOOL]), (_CALL, [_TOOL]), (_TALK[1:2], None),
+    (_TALK, None),
+    (_TALK, [_TOOL]),
+    (_CALL, [_TOOL]),
+    (_TALK[1:2], None),
 )
 
 
-def check_template(process: TemplateProcess, template: str, special_texts: Mapping[str, str] | None = None) -> None:
+def check_template(
+    process: TemplateProcess, template: str, special_texts: Mapping[str, str] | None = None
+) -> None:
     """Walk, compile and try one template in `process` (started with TRIAL_LIMITS). Raises GgufError for a fault."""
     if len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
         raise GgufError("template-too-long", None, policy=True)
@@ -245,8 +275,13 @@ def check_template(process: TemplateProcess, template: str, special_texts: Mappi
     tokens = {f"{name}_token": text for name, text in (special_texts or {}).items()}
     for messages, tools in _SAMPLES:
         variables = {
-            "bos_token": "<s>", "eos_token": "</s>", **tokens, "messages": messages, "tools": tools,
-            "documents": None, "add_generation_prompt": True,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            **tokens,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
         }
         try:
             process.run(Render(template, variables))

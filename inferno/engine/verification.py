@@ -61,14 +61,19 @@ def verify_files(
     start = time.perf_counter()
     waived = frozenset(allow)
     # The cheap refusals come before a digest of many gigabytes; both read the same descriptors.
-    report = gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived) if not expected_sha256 else None
+    report = (
+        gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived)
+        if not expected_sha256
+        else None
+    )
     digests: tuple[str, ...] = ()
     if expected_sha256 or take_digest:
         digests = digest_files(fds, progress)
         for index, (wanted, had) in enumerate(zip(expected_sha256 or (), digests, strict=False)):
             if wanted.lower() != had:
-                raise GgufError("checksum-mismatch", None, f"SHA-256 expected {wanted.lower()}, found {had}",
-                                shard=index)
+                raise GgufError(
+                    "checksum-mismatch", None, f"SHA-256 expected {wanted.lower()}, found {had}", shard=index
+                )
     if report is None:
         report = gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived)
     policy = set(report.policy)

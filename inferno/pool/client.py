@@ -85,7 +85,9 @@ class EngineCall:
         """Have the engine render and tokenize. The result's `request` names it in `start`. Raises EngineError."""
         number, request = self._client.register(self)
         answer = await self._ask(
-            number, request, Prepare(request=number, principal=principal, prompt=prompt, want_tokens=want_tokens)
+            number,
+            request,
+            Prepare(request=number, principal=principal, prompt=prompt, want_tokens=want_tokens),
         )
         if not isinstance(answer, Prepared):
             raise EngineError("engine_failed", GONE_MESSAGE)
@@ -151,7 +153,9 @@ class EngineCall:
             self._error = EngineError("engine_failed", "The call is closed.")
         self._wake()
 
-    async def _ask(self, number: int, request: _Request, message: Prepare | Detokenize) -> Prepared | Detokenized:
+    async def _ask(
+        self, number: int, request: _Request, message: Prepare | Detokenize
+    ) -> Prepared | Detokenized:
         answer: asyncio.Future[Prepared | Detokenized] = asyncio.get_running_loop().create_future()
         request.answer = answer
         self._client.send(message)
@@ -176,7 +180,9 @@ class EngineCall:
 class EngineClient:
     """One connection to one engine. `on_close` is called exactly once, when it ended for whatever reason."""
 
-    def __init__(self, sock: socket.socket, info: ModelInfo, *, on_close: Callable[[EngineClient], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, info: ModelInfo, *, on_close: Callable[[EngineClient], None]
+    ) -> None:
         self.info = info
         self.requests: dict[int, _Request] = {}
         self._channel = AsyncChannel(sock, EngineToFront, max_frame_bytes=MAX_ENGINE_FRAME)

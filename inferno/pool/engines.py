@@ -47,13 +47,17 @@ class Engines:
         """Take the registry that the supervisor sent: dicts with name, state, detail."""
         for entry in entries:
             name = str(entry["name"])
-            self.models.setdefault(name, Model(name, str(entry.get("state", "loading")), str(entry.get("detail", ""))))
+            self.models.setdefault(
+                name, Model(name, str(entry.get("state", "loading")), str(entry.get("detail", "")))
+            )
 
     def engine_up(self, message: EngineUp, descriptor: int) -> None:
         model = self.models.setdefault(message.model, Model(message.model))
         if model.client is not None:
             model.client.close()
-        client = EngineClient(socket.socket(fileno=descriptor), message.info, on_close=self._connection_closed)
+        client = EngineClient(
+            socket.socket(fileno=descriptor), message.info, on_close=self._connection_closed
+        )
         model.client = client
         model.generation = message.generation
         model.info = message.info
@@ -84,7 +88,9 @@ class Engines:
                 name = next(iter(self.models))
             if name is None:
                 if self.models:
-                    raise ApiError("missing_required_parameter", "Name a model: there is no default.", param="model")
+                    raise ApiError(
+                        "missing_required_parameter", "Name a model: there is no default.", param="model"
+                    )
                 raise ApiError("no_model", "No model is configured.", retry_after=30.0)
         model = self.models.get(name)
         if model is None or model.state == "unloaded":
@@ -104,7 +110,9 @@ class Engines:
             if model.client is not None:
                 return model.client
         if model.state in _WAITING:
-            message = "The model is being loaded." if model.state == "loading" else "The engine is being replaced."
+            message = (
+                "The model is being loaded." if model.state == "loading" else "The engine is being replaced."
+            )
             raise ApiError(_WAITING[model.state], message, retry_after=model.retry_after)
         if model.state == "unloaded":
             raise ApiError("model_not_found", "The model does not exist or is not loaded.", param="model")

@@ -90,7 +90,9 @@ class ClientAddresses:
             return usual
         if len(lines) > 1:
             mixed = len({name for name, _ in lines}) > 1
-            return self._peer(usual, "both Forwarded and X-Forwarded-For" if mixed else "a forwarding header twice")
+            return self._peer(
+                usual, "both Forwarded and X-Forwarded-For" if mixed else "a forwarding header twice"
+            )
         name, value = lines[0]
         entries = value.split(b",")
         if len(entries) > MAX_HOPS:

@@ -132,7 +132,9 @@ class AuditWriter:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
                 self._is_dirty = False
-            raise AuditFailed(f"the audit log cannot be written: {type(error).__name__} {error.errno}") from None
+            raise AuditFailed(
+                f"the audit log cannot be written: {type(error).__name__} {error.errno}"
+            ) from None
         self._is_dirty = False
         if self._size >= self._max_file_bytes:
             try:
@@ -199,7 +201,9 @@ class AuditWriter:
         body, digest = line[: -audit_format.HASH_SUFFIX_LENGTH], line[-66:-2].decode("ascii", "replace")
         number = body.removeprefix(b'{"seq":').split(b",", 1)[0]
         if self._chain.digest(body) != digest or not number.isdigit():
-            raise StartError("the audit log's last record is not ours or was changed. Run `inferno audit verify`")
+            raise StartError(
+                "the audit log's last record is not ours or was changed. Run `inferno audit verify`"
+            )
         return int(number), digest
 
     def _cut_partial_record(self) -> int:
@@ -319,7 +323,9 @@ class AuditLog:
 
 
 def unavailable() -> ApiError:
-    return ApiError("audit_unavailable", "The audit log cannot be written; nothing was changed.", retry_after=5)
+    return ApiError(
+        "audit_unavailable", "The audit log cannot be written; nothing was changed.", retry_after=5
+    )
 
 
 # ---------------------------------------------------------------- file safety
@@ -346,7 +352,9 @@ def _open_private(path: Path, flags: int) -> int:
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     except OSError as error:
-        raise StartError(f"the audit log cannot be opened without following links: {type(error).__name__}") from None
+        raise StartError(
+            f"the audit log cannot be opened without following links: {type(error).__name__}"
+        ) from None
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
         os.close(fd)

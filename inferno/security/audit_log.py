@@ -126,9 +126,7 @@ def _walk(
                 reason = ""
                 if not line.startswith(b'{"seq":%d,' % (seq + 1)):
                     reason = _why_not_next(line, seq)
-                elif (
-                    line[-149:-140] != b',"prev":"' or line[-76:-66] != b'","hash":"' or line[-2:] != b'"}'
-                ):
+                elif line[-149:-140] != b',"prev":"' or line[-76:-66] != b'","hash":"' or line[-2:] != b'"}':
                     reason = "the record's form was changed"
                 elif line[-140:-76].decode("ascii", "replace") != prev:
                     reason = "the record does not follow the one before"
@@ -141,9 +139,13 @@ def _walk(
                 seq += 1
                 prev = value
                 if seq == head_seq and head is not None and head[1] != prev:
-                    return Verification(BROKEN, seq - start, seq, prev, seq, file.name, "another log than the head's")
+                    return Verification(
+                        BROKEN, seq - start, seq, prev, seq, file.name, "another log than the head's"
+                    )
     except OSError as error:
-        return Verification(UNREADABLE, seq - start, seq, prev, None, None, f"cannot be read: {type(error).__name__}")
+        return Verification(
+            UNREADABLE, seq - start, seq, prev, None, None, f"cannot be read: {type(error).__name__}"
+        )
     except ValueError as error:
         return Verification(BROKEN, seq - start, seq, prev, seq + 1, None, str(error))
     if head_seq > seq:

@@ -104,4 +104,6 @@ def fingerprint(key: bytes, secret: str) -> str:
 
     The secret is hashed first, so that a 10 MB value costs one pass.
     """
-    return hmac.digest(key, hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest(), "sha256").hex()[:24]
+    return hmac.digest(key, hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest(), "sha256").hex()[
+        :24
+    ]

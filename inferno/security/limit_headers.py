@@ -111,11 +111,15 @@ def headers(decisions: Iterable[Decision]) -> Headers:
     result: Headers = []
     if policies:
         result.append((b"ratelimit-policy", ", ".join(_policy_item(policy) for policy in policies).encode()))
-        result.append((b"ratelimit", ", ".join(_limit_item(policy, bool(refused)) for policy in policies).encode()))
+        result.append(
+            (b"ratelimit", ", ".join(_limit_item(policy, bool(refused)) for policy in policies).encode())
+        )
     requests = [policy for policy in policies if policy.name in REQUEST_POLICIES]
     if requests:
         result += _openai_trio("requests", min(requests, key=lambda policy: policy.remaining))
-    result += [header for policy in policies if policy.name == "tokens" for header in _openai_trio("tokens", policy)]
+    result += [
+        header for policy in policies if policy.name == "tokens" for header in _openai_trio("tokens", policy)
+    ]
     waits = [decision.retry_after_ms for decision in refused if decision.retry_after_ms is not None]
     if waits:
         result.append((b"retry-after", b"%d" % -(-max(waits) // 1000)))

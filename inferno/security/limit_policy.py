@@ -173,12 +173,18 @@ class LimitSettings:
     def source_parts(self, address: str) -> tuple[Part, ...]:
         source = self.source(address)
         family = Family.SOURCE_6 if source.version == 6 else Family.SOURCE_4
-        return ((family, source.key, (self.max_requests_per_minute_per_ip, self.max_requests_per_hour_per_ip)),)
+        return (
+            (family, source.key, (self.max_requests_per_minute_per_ip, self.max_requests_per_hour_per_ip)),
+        )
 
     def request_parts(self, principal: Subject, key: Subject | None) -> tuple[Part, ...]:
         """The owner's minute and hour, and the key's where it has its own: taken together or not at all."""
         own = principal.own
-        minute = self.max_requests_per_minute if own.max_requests_per_minute is None else own.max_requests_per_minute
+        minute = (
+            self.max_requests_per_minute
+            if own.max_requests_per_minute is None
+            else own.max_requests_per_minute
+        )
         hour = self.max_requests_per_hour if own.max_requests_per_hour is None else own.max_requests_per_hour
         parts: tuple[Part, ...] = ((Family.PRINCIPAL, principal.key_bytes, (minute, hour)),)
         if key is not None:

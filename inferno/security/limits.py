@@ -65,7 +65,9 @@ class Reservation:
     Counts are prompt plus completion. Settle once, after finish, error, disconnect, timeout or engine death alike.
     """
 
-    def __init__(self, store: BucketStore, hold: HoldId | None, granted_max_tokens: int, decision: Decision) -> None:
+    def __init__(
+        self, store: BucketStore, hold: HoldId | None, granted_max_tokens: int, decision: Decision
+    ) -> None:
         self.granted_max_tokens = granted_max_tokens
         self.decision = decision
         self._store = store

@@ -62,7 +62,11 @@ def is_common(password: str) -> bool:
         return True
     for spelling in {folded, folded.translate(_LEET)}:
         core = spelling.strip("0123456789!@#$%^&*()_-+=.,;:?/\\|~`'\" ")
-        if len(core) >= 4 and (core in _common() or _unit(core) in _common()) and len(core) * 2 >= len(spelling):
+        if (
+            len(core) >= 4
+            and (core in _common() or _unit(core) in _common())
+            and len(core) * 2 >= len(spelling)
+        ):
             return True
     return len(set(_unit(folded))) < 4 or _is_sequence(folded)
 
@@ -110,7 +114,12 @@ class Hasher:
 
     def __init__(self, *, memory_kib: int = MEMORY_KIB, passes: int = PASSES, lanes: int = LANES) -> None:
         self._argon = PasswordHasher(
-            time_cost=passes, memory_cost=memory_kib, parallelism=lanes, hash_len=32, salt_len=16, type=Type.ID
+            time_cost=passes,
+            memory_cost=memory_kib,
+            parallelism=lanes,
+            hash_len=32,
+            salt_len=16,
+            type=Type.ID,
         )
         # Unknown names are checked against this: same parameters, a password nobody knows.
         self.dummy = self._argon.hash(os.urandom(32).hex())
@@ -157,7 +166,9 @@ class HashQueue:
             raise ApiError("overloaded", "Too many logins at this moment. Try again.", retry_after=2)
         self._num_running += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, what, arguments)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._work, what, arguments
+            )
         finally:
             self._num_running -= 1
 

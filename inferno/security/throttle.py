@@ -58,7 +58,9 @@ class LoginThrottle:
         source: Curve = SOURCE,
     ) -> None:
         self._table = table
-        self._key = hmac.digest(key, b"inferno/throttle/v1", "sha256")  # so nobody can aim at another's counter
+        self._key = hmac.digest(
+            key, b"inferno/throttle/v1", "sha256"
+        )  # so nobody can aim at another's counter
         self._clock = clock
         self._pair = pair
         self._source = source
@@ -67,10 +69,14 @@ class LoginThrottle:
         """Count a try, or raise ApiError(rate_limit_exceeded) while a delay runs."""
         now = int(self._clock() * 1000) & ((1 << 40) - 1)
         attempt = Attempt(self._digest("pair", name_key, block), self._digest("source", "", block))
-        wait = max(self._wait_ms(attempt.pair, self._pair, now), self._wait_ms(attempt.source, self._source, now))
+        wait = max(
+            self._wait_ms(attempt.pair, self._pair, now), self._wait_ms(attempt.source, self._source, now)
+        )
         if wait > 0:
             raise ApiError(
-                "rate_limit_exceeded", "Too many failed logins. Wait, then try again.", retry_after=wait / 1000
+                "rate_limit_exceeded",
+                "Too many failed logins. Wait, then try again.",
+                retry_after=wait / 1000,
             )
         self._table.add_heat(attempt.pair, now, HEAT_UNIT, self._pair.decay_ms)
         self._table.add_heat(attempt.source, now, HEAT_UNIT, self._source.decay_ms)

@@ -57,7 +57,9 @@ class Assembly:
         """Take over what may change while the server runs."""
         self.services.settings = settings
         if self._tls is not None and settings.server.tls_cert_path and settings.server.tls_key_path:
-            tls.reload_pair(self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path))
+            tls.reload_pair(
+                self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
+            )
 
     async def close(self) -> None:
         """Give back what parts hold."""

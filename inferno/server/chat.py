@@ -154,11 +154,18 @@ def _check_message(message: schemas.ChatMessage, path: str) -> None:
                     param=f"{path}.content[{index}]",
                 )
             if isinstance(part, schemas.RefusalPart) and not isinstance(message, schemas.AssistantMessage):
-                raise ApiError("invalid_value", "Only the assistant refuses.", param=f"{path}.content[{index}]")
+                raise ApiError(
+                    "invalid_value", "Only the assistant refuses.", param=f"{path}.content[{index}]"
+                )
     if isinstance(message, schemas.AssistantMessage):
         if message.audio is not None:
             raise ApiError("unsupported_parameter", "Audio is not supported.", param=f"{path}.audio")
-        if content is None and not message.tool_calls and message.function_call is None and message.refusal is None:
+        if (
+            content is None
+            and not message.tool_calls
+            and message.function_call is None
+            and message.refusal is None
+        ):
             raise ApiError(
                 "invalid_value", "An assistant message needs content or tool_calls.", param=f"{path}.content"
             )

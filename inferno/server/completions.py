@@ -39,7 +39,9 @@ class Completions:
         can_use_special = "use_special_tokens" in request.principal.permissions
         if wanted.parse_special and not can_use_special:
             raise ApiError(
-                "insufficient_permissions", "This needs the permission use_special_tokens.", param="parse_special"
+                "insufficient_permissions",
+                "This needs the permission use_special_tokens.",
+                param="parse_special",
             )
         check_model_name(wanted.model)
         model = find_model(services, request.principal, wanted.model)
@@ -83,10 +85,14 @@ def check(wanted: schemas.CompletionRequest) -> None:
     if wanted.echo:
         raise ApiError("unsupported_parameter", "echo is not supported.", param="echo")
     if wanted.best_of is not None and wanted.best_of != wanted.n:
-        raise ApiError("unsupported_parameter", "best_of is supported only where it equals n.", param="best_of")
+        raise ApiError(
+            "unsupported_parameter", "best_of is supported only where it equals n.", param="best_of"
+        )
 
 
-def engine_prompts(wanted: schemas.CompletionRequest, *, can_use_special: bool) -> list[TextPrompt | TokenPrompt]:
+def engine_prompts(
+    wanted: schemas.CompletionRequest, *, can_use_special: bool
+) -> list[TextPrompt | TokenPrompt]:
     """Settle the prompt's shape. Raises ApiError 400 for an empty, mixed or too long list."""
     prompt = wanted.prompt
     if isinstance(prompt, str):
@@ -106,9 +112,12 @@ def engine_prompts(wanted: schemas.CompletionRequest, *, can_use_special: bool) 
     elif all(isinstance(item, str) for item in prompt):
         texts = [item for item in prompt if isinstance(item, str)]
     else:
-        raise ApiError("invalid_value", "A list of prompts holds one kind only: texts or token ids.", param="prompt")
+        raise ApiError(
+            "invalid_value", "A list of prompts holds one kind only: texts or token ids.", param="prompt"
+        )
     return [
-        TextPrompt(text=text, parse_special=wanted.parse_special, add_special=wanted.add_special) for text in texts
+        TextPrompt(text=text, parse_special=wanted.parse_special, add_special=wanted.add_special)
+        for text in texts
     ]
 
 

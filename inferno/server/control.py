@@ -36,12 +36,18 @@ class Control:
     def close(self) -> None:
         self._channel.close()
 
-    async def ask(self, what: str, arguments: dict[str, Any] | None = None, *, timeout_seconds: float = 30.0) -> Any:
+    async def ask(
+        self, what: str, arguments: dict[str, Any] | None = None, *, timeout_seconds: float = 30.0
+    ) -> Any:
         """Return the supervisor's answer to a question. Raises ApiError with the code that it answered."""
         serial = self._serial()
-        return await self._answered(serial, Ask(serial=serial, what=what, arguments=arguments or {}), timeout_seconds)
+        return await self._answered(
+            serial, Ask(serial=serial, what=what, arguments=arguments or {}), timeout_seconds
+        )
 
-    async def audit(self, records: list[dict[str, Any]], *, durable: bool, timeout_seconds: float = 10.0) -> None:
+    async def audit(
+        self, records: list[dict[str, Any]], *, durable: bool, timeout_seconds: float = 10.0
+    ) -> None:
         """Hand over audit records; with `durable` wait until they are on disk. Raises ApiError audit_unavailable."""
         serial = self._serial()
         message = AuditAppend(serial=serial, records=records, durable=durable)
@@ -49,7 +55,9 @@ class Control:
             try:
                 self.send(message)
             except ProtocolError:
-                raise ApiError("audit_unavailable", "The audit log cannot be written.", retry_after=5.0) from None
+                raise ApiError(
+                    "audit_unavailable", "The audit log cannot be written.", retry_after=5.0
+                ) from None
             return
         try:
             await self._answered(serial, message, timeout_seconds)
@@ -96,4 +104,3 @@ class Control:
             if not future.done():
                 future.set_exception(ProtocolError("the control socket is closed"))
         self._on_close()
-

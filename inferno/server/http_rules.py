@@ -83,7 +83,9 @@ def check_head(head: bytes) -> Head:
         raise Refused("headers_too_large", f"There are more than {MAX_HEADER_LINES} header lines.")
     if not _HEADER_LINES.fullmatch(head, start, end):
         _refuse_header_line(head[start:end])
-    lower = head.lower()  # every line is known to be NAME ":" value, so a name stands right behind a line feed
+    lower = (
+        head.lower()
+    )  # every line is known to be NAME ":" value, so a name stands right behind a line feed
     for name, message in _REFUSED_HEADERS.items():
         if lower.find(name, start - 1, end) >= 0:
             raise Refused("invalid_request", message)

@@ -28,7 +28,11 @@ class Models:
         self._services = services
 
     async def list_models(self, request: Request) -> Reply:
-        data = [_entry(model) for model in self._services.engines.models.values() if _is_visible(model, request.principal)]
+        data = [
+            _entry(model)
+            for model in self._services.engines.models.values()
+            if _is_visible(model, request.principal)
+        ]
         return json_reply({"object": "list", "data": data})
 
     async def get_model(self, request: Request) -> Reply:
@@ -45,7 +49,9 @@ class Models:
             raise ApiError("invalid_value", "Send one of prompt and messages.", param="prompt")
         if wanted.parse_special and "use_special_tokens" not in request.principal.permissions:
             raise ApiError(
-                "insufficient_permissions", "This needs the permission use_special_tokens.", param="parse_special"
+                "insufficient_permissions",
+                "This needs the permission use_special_tokens.",
+                param="parse_special",
             )
         check_model_name(wanted.model)
         prompt: ChatPrompt | TextPrompt

@@ -43,7 +43,9 @@ class Output:
                 total = whole[piece.choice]
                 texts[piece.choice].append(piece.text)
                 if piece.logprobs is not None:
-                    total.logprobs = [*(total.logprobs or ()), *piece.logprobs] if total.logprobs else piece.logprobs
+                    total.logprobs = (
+                        [*(total.logprobs or ()), *piece.logprobs] if total.logprobs else piece.logprobs
+                    )
                 if piece.finish is not None:
                     total.finish = piece.finish
                     num_open -= 1

@@ -33,7 +33,11 @@ def parse(
 
 
 def convert(
-    value: dict[str, Any], kind: type[T], *, refused: dict[str, str] | None = None, report_unknown: bool = False
+    value: dict[str, Any],
+    kind: type[T],
+    *,
+    refused: dict[str, str] | None = None,
+    report_unknown: bool = False,
 ) -> tuple[T, list[str]]:
     """Validate a decoded object. Top-level nulls of known fields are dropped: absent."""
     known = kind.__struct_fields__  # type: ignore[attr-defined]
@@ -75,7 +79,9 @@ def check_model_name(name: str | None) -> None:
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
 _DOTS = re.compile(r"//|(?:^|/)\.{1,2}(?:/|$)|\.\.|[/.]$")
-_DEVICES = frozenset(["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))])
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
+)
 
 
 def _fault(reason: str, path: str) -> ApiError:

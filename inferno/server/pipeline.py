@@ -139,7 +139,11 @@ class Run:
         context_left = min(entry.context_left for entry in prepared)
         wanted = None if plan.max_tokens is None else min(plan.max_tokens, context_left) * num_answers
         self.reservation = await self.services.meter.tokens(
-            self.request.context, self.request.principal, self.prompt_tokens, wanted, context_left * num_answers
+            self.request.context,
+            self.request.principal,
+            self.prompt_tokens,
+            wanted,
+            context_left * num_answers,
         )
         self.granted = max(1, self.reservation.granted_max_tokens // num_answers)
 

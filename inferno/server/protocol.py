@@ -102,7 +102,11 @@ class Edge:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in tuple(self.connections):
-            if connection.deadline <= now or connection.stall_deadline <= now or connection.transport.is_closing():
+            if (
+                connection.deadline <= now
+                or connection.stall_deadline <= now
+                or connection.transport.is_closing()
+            ):
                 connection.expire(now)
         if self.connections:
             loop.call_later(self.sweep_seconds, self._sweep, loop)

@@ -53,7 +53,12 @@ class ApiRoute(BaseRoute):
     """A path with its operations. `{id}` in a path takes one segment; `encoded=True` lets it hold %XX."""
 
     def __init__(
-        self, path: str, operations: Mapping[str, Operation], *, encoded: bool = False, max_body_bytes: int = 4 << 20
+        self,
+        path: str,
+        operations: Mapping[str, Operation],
+        *,
+        encoded: bool = False,
+        max_body_bytes: int = 4 << 20,
     ) -> None:
         self.path = path
         self.operations = dict(operations)
@@ -67,7 +72,8 @@ class ApiRoute(BaseRoute):
         self._pattern: re.Pattern[bytes] | None = None
         if self._names:
             pattern = "".join(
-                f"({segment})" if index % 2 else re.escape(part) for index, part in enumerate(_PARAMETER.split(path))
+                f"({segment})" if index % 2 else re.escape(part)
+                for index, part in enumerate(_PARAMETER.split(path))
             )
             self._pattern = re.compile(pattern.encode())
 
@@ -108,11 +114,15 @@ class ApiRoute(BaseRoute):
         if self.gate is None:
             raise StartError("a route outside of the application")
         if operation is None:
-            strictest = max((entry.policy for entry in self.operations.values()), key=lambda policy: not policy.public)
+            strictest = max(
+                (entry.policy for entry in self.operations.values()), key=lambda policy: not policy.public
+            )
             await self.gate.admit(request, Policy(public=strictest.public, buckets=strictest.buckets))
             if request.method == "OPTIONS":
                 return Reply(204, b"", [(b"allow", allowed.encode())])
-            raise ApiError("method_not_allowed", "The path exists, the method does not.", headers=(("allow", allowed),))
+            raise ApiError(
+                "method_not_allowed", "The path exists, the method does not.", headers=(("allow", allowed),)
+            )
         await self.gate.admit(request, operation.policy)
         return await operation.handler(request)
 

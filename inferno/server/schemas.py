@@ -30,7 +30,24 @@ Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 # Names that would hand control to the client; refused also where unknown fields are only reported.
 FORBIDDEN = frozenset(
-    ["api_base", "api_key", "base_url", "chat_template", "tokenize", "prompt_embeds", "lora", "lora_path", "lora_request", "adapter", "model_path", "mmproj", "slot_id", "id_slot", "n_discard", "n_keep"]
+    [
+        "api_base",
+        "api_key",
+        "base_url",
+        "chat_template",
+        "tokenize",
+        "prompt_embeds",
+        "lora",
+        "lora_path",
+        "lora_request",
+        "adapter",
+        "model_path",
+        "mmproj",
+        "slot_id",
+        "id_slot",
+        "n_discard",
+        "n_keep",
+    ]
 )
 _NOT_BUILT = "This server does not support it yet."
 _NOT_OFFERED = "This server does not offer it."
@@ -91,9 +108,9 @@ class Generation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dry_base: Annotated[float, Meta(ge=1.0, le=100.0)] = 1.75
     dry_allowed_length: Annotated[int, Meta(ge=0, le=1 << 16)] = 2
     dry_penalty_last_n: Annotated[int, Meta(ge=0, le=1 << 20)] = 4096
-    dry_sequence_breakers: Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)] = (
-        field(default_factory=lambda: ["\n", ":", '"', "*"])
-    )
+    dry_sequence_breakers: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)
+    ] = field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: Unit = 0.0
     xtc_threshold: Unit = 0.1
     mirostat: Annotated[int, Meta(ge=0, le=2)] = 0
@@ -254,7 +271,8 @@ class ChatRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_only=T
     # documented no-ops
     metadata: (
         Annotated[
-            dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
+            dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+            Meta(max_length=16),
         ]
         | None
     ) = None

@@ -53,7 +53,12 @@ class Meter(Protocol):
     async def requests(self, context: Context, principal: Principal) -> None: ...
     async def slot(self, context: Context, principal: Principal) -> Lease: ...
     async def tokens(
-        self, context: Context, principal: Principal, num_prompt_tokens: int, max_tokens: int | None, context_left: int
+        self,
+        context: Context,
+        principal: Principal,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        context_left: int,
     ) -> Reservation: ...
 
 
@@ -61,7 +66,13 @@ class Recorder(Protocol):
     """Told once about every finished generation, for usage, audit and metrics. Never waits or raises."""
 
     def finished(
-        self, context: Context, principal: Principal, model: str, prompt_tokens: int, completion_tokens: int, result: str
+        self,
+        context: Context,
+        principal: Principal,
+        model: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        result: str,
     ) -> None: ...
 
 
@@ -111,14 +122,25 @@ class NoMeter:
         return _NoLease()
 
     async def tokens(
-        self, context: Context, principal: Principal, num_prompt_tokens: int, max_tokens: int | None, context_left: int
+        self,
+        context: Context,
+        principal: Principal,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        context_left: int,
     ) -> Reservation:
         return _NoReservation(context_left if max_tokens is None else min(max_tokens, context_left))
 
 
 class NoRecorder:
     def finished(
-        self, context: Context, principal: Principal, model: str, prompt_tokens: int, completion_tokens: int, result: str
+        self,
+        context: Context,
+        principal: Principal,
+        model: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        result: str,
     ) -> None:
         pass
 
@@ -147,4 +169,3 @@ class Services:
     def tag(self, principal: Principal) -> PrincipalTag:
         """Return the opaque 16 bytes under which engines partition caches and queues."""
         return hashlib.blake2b(principal.id.encode(), key=self._cache_key, digest_size=16).digest()
-

@@ -51,16 +51,23 @@ class _Tail:
 class ChatFrames:
     """chat.completion.chunk: role first for every index in order, then content, one finish chunk per choice."""
 
-    def __init__(self, head: dict[str, Any], num_choices: int, includes_usage: bool, has_obfuscation: bool) -> None:
+    def __init__(
+        self, head: dict[str, Any], num_choices: int, includes_usage: bool, has_obfuscation: bool
+    ) -> None:
         self._head = b"data: " + encode_json(head)[:-1] + b',"choices":['
-        self._content = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(num_choices)]
+        self._content = [
+            self._head + b'{"index":%d,"delta":{"content":' % index for index in range(num_choices)
+        ]
         self._num_choices = num_choices
         self._tail = _Tail(includes_usage, has_obfuscation)
 
     def opening(self) -> bytes:
-        role = b'"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]'
+        role = (
+            b'"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]'
+        )
         return b"".join(
-            self._tail.close(self._head + b'{"index":%d,' % index + role) for index in range(self._num_choices)
+            self._tail.close(self._head + b'{"index":%d,' % index + role)
+            for index in range(self._num_choices)
         )
 
     def piece(self, piece: Piece) -> bytes:
@@ -91,7 +98,9 @@ class ChatFrames:
 class CompletionFrames:
     """text_completion chunks: text, then one chunk with the finish reason per choice."""
 
-    def __init__(self, head: dict[str, Any], num_choices: int, includes_usage: bool, has_obfuscation: bool) -> None:
+    def __init__(
+        self, head: dict[str, Any], num_choices: int, includes_usage: bool, has_obfuscation: bool
+    ) -> None:
         self._head = b"data: " + encode_json(head)[:-1] + b',"choices":['
         self._text = [self._head + b'{"index":%d,"text":' % index for index in range(num_choices)]
         self._lists = [LegacyLists() for _ in range(num_choices)]
@@ -135,7 +144,12 @@ async def stream_reply(
 
 
 async def _stream(
-    run: Run, output: Output, frames: Frames, pieces: list[Piece] | None, num_choices: int, includes_usage: bool
+    run: Run,
+    output: Output,
+    frames: Frames,
+    pieces: list[Piece] | None,
+    num_choices: int,
+    includes_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     try:
         num_open = num_choices

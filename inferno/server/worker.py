@@ -109,7 +109,10 @@ class Worker:
             self._servers.append(self._make_server(name, settings))
             listener.setblocking(False)
         await asyncio.gather(
-            *(server.serve(sockets=[listener]) for server, listener in zip(self._servers, listeners, strict=True))
+            *(
+                server.serve(sockets=[listener])
+                for server, listener in zip(self._servers, listeners, strict=True)
+            )
         )
 
     def _make_server(self, name: str, settings: config.Settings) -> _Server:

@@ -20,7 +20,9 @@ class BucketFamily(NamedTuple):
 
 Quotas = tuple[int | None, ...]
 Part = tuple[int, bytes, Quotas]  # family (index), key, permits per window
-State = tuple[int, int, int, int, int, int]  # part, window, quota, remaining, us until full, us until the cost fits
+State = tuple[
+    int, int, int, int, int, int
+]  # part, window, quota, remaining, us until full, us until the cost fits
 HoldId = int | str
 
 
@@ -93,9 +95,13 @@ class SharedBuckets:
         self.table.close()
 
 
-def create_shared_table(families: Sequence[BucketFamily], num_owners: int, *, manual_clock: bool = False) -> BucketTable:
+def create_shared_table(
+    families: Sequence[BucketFamily], num_owners: int, *, manual_clock: bool = False
+) -> BucketTable:
     """Make the table in the supervisor; pass `table.fd` and open_owner's generation to each worker."""
-    return BucketTable.create(families, num_owners=num_owners, holds_per_owner=8192, manual_clock=manual_clock)
+    return BucketTable.create(
+        families, num_owners=num_owners, holds_per_owner=8192, manual_clock=manual_clock
+    )
 
 
 def attach_shared_buckets(fd: int, slot: int, generation: int) -> SharedBuckets:

@@ -112,7 +112,9 @@ class RedisBuckets:
 
     async def release_owner(self, owner: str) -> int:
         """Settle what a dead worker left open and return how many holds that were."""
-        return int(await self._run(self._release_script, [self._owner_name(owner)], [self._now(), self._slack_ms]))
+        return int(
+            await self._run(self._release_script, [self._owner_name(owner)], [self._now(), self._slack_ms])
+        )
 
     async def flush(self) -> None:
         """Send all queued settlements; StoreUnavailable leaves them queued."""
@@ -130,7 +132,13 @@ class RedisBuckets:
             await self._run(
                 self._renew_script,
                 [self._owner_key, *batch],
-                [self._now(), self._slack_ms, LEASE_SECONDS * 1_000_000, HOLD_TTL_SECONDS * 1000, *batch.values()],
+                [
+                    self._now(),
+                    self._slack_ms,
+                    LEASE_SECONDS * 1_000_000,
+                    HOLD_TTL_SECONDS * 1000,
+                    *batch.values(),
+                ],
             )
 
     async def close(self) -> None:
@@ -144,10 +152,17 @@ class RedisBuckets:
 
     # --- private
 
-    async def _run_take(self, parts: tuple[Part, ...], cost: int, spent: int, hold: str | None) -> RedisOutcome:
+    async def _run_take(
+        self, parts: tuple[Part, ...], cost: int, spent: int, hold: str | None
+    ) -> RedisOutcome:
         keys = [self._bucket_name(family, key) for family, key, _ in parts]
         arguments: list[str | int] = [
-            self._now(), cost, self._slack_ms, spent, LEASE_SECONDS * 1_000_000, HOLD_TTL_SECONDS * 1000,
+            self._now(),
+            cost,
+            self._slack_ms,
+            spent,
+            LEASE_SECONDS * 1_000_000,
+            HOLD_TTL_SECONDS * 1000,
         ]
         for family, _, quotas in parts:
             kind = self.families[family]
@@ -174,12 +189,16 @@ class RedisBuckets:
                 capacity = quota * window_us
                 excess = scaled + cost * window_us - capacity
                 waits = status != ADMITTED and cost <= quota and excess > 0 and not kind.counting
-                states.append((
-                    index, window, quota,
-                    max(0, capacity - scaled) // window_us,
-                    -(-scaled // quota),
-                    -(-excess // quota) if waits else 0,
-                ))
+                states.append(
+                    (
+                        index,
+                        window,
+                        quota,
+                        max(0, capacity - scaled) // window_us,
+                        -(-scaled // quota),
+                        -(-excess // quota) if waits else 0,
+                    )
+                )
         return tuple(states)
 
     async def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:

@@ -1,0 +1,5 @@
+"""`python -m inferno.cli` is the `inferno` command."""
+
+from . import main
+
+main()

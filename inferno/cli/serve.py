@@ -1,0 +1,166 @@
+"""`inferno serve`: puts a server together and runs its supervisor.
+
+The one place that knows all parts: configuration, secrets, the registry, and what security brings. Everything that can
+be refused is refused here or in the supervisor's start, before a port is open to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import click
+
+from .. import config as configuration
+from .. import secrets as secrets_module
+from .. import telemetry
+from ..config import KEYS, Loaded, value_of
+from ..datadir import DataDir, DataLock
+from ..pool import summary
+from ..pool.registry import Registry
+from ..pool.supervisor import Supervisor
+from .options import config_option
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  inferno serve                                    the models of ./config.toml
+  inferno serve --model tiny=models/tiny.gguf      one model, whatever the file says
+  inferno serve --host 0.0.0.0 --workers 4         needs TLS, or tls_required=false behind a proxy
+  inferno serve --show-config                      what would be in force, and from where
+
+\b
+SIGTERM ends the server once running answers are done, SIGHUP reloads what can change, SIGUSR2 replaces the workers.
+"""
+)
+@config_option
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0: a free one.")
+@click.option("--workers", type=int, help="Front worker processes.")
+@click.option(
+    "--model", "models", multiple=True, metavar="[NAME=]PATH", help="Serve this GGUF file; repeatable."
+)
+@click.option(
+    "--show-config", is_flag=True, help="Print the effective configuration without secrets, and end."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --show-config: as JSON.")
+@click.option(
+    "--i-know-this-is-open", "is_open_allowed", is_flag=True, help="Allow no authentication off loopback."
+)
+def serve(
+    config: str | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    models: tuple[str, ...],
+    show_config: bool,
+    as_json: bool,
+    is_open_allowed: bool,
+) -> None:
+    """Serve models over an OpenAI-compatible API. Starts without a model too; refuses to start unsafe, says why and
+    how to fix it."""
+    environ = secrets_module.hide_environment()
+    flags = {"server.host": host, "server.port": port, "server.workers": workers}
+
+    def load() -> Loaded:
+        return configuration.load(
+            flags, config=config, models=list(models), environ=environ, is_open_allowed=is_open_allowed
+        )
+
+    loaded = load()
+    if show_config:
+        click.echo(_as_json(loaded) if as_json else effective_configuration(loaded))
+        return
+    telemetry.setup(loaded.settings)
+    found = secrets_module.load(loaded.settings, environ)
+    data = DataDir(loaded.settings.storage.data_dir)
+    data.make()
+    lock = DataLock(data)
+    lock.acquire()
+    data.make_keys()
+    keys = {name: data.read_key(name) for name in ("pepper", "cache")}
+    hidden = [
+        secret.reveal()
+        for secret in (found.jwt, found.jwt_previous, found.admin_password)
+        if secret is not None
+    ]
+    telemetry.protect(hidden)
+    supervisor = Supervisor(
+        loaded,
+        Registry(loaded.settings),
+        secrets={**keys, **_worker_secrets(found)},
+        reload=load,
+        announce=_Announcer(loaded),
+        lock=lock,
+    )
+    sys.exit(asyncio.run(supervisor.run()))
+
+
+def _worker_secrets(found: secrets_module.Secrets) -> dict[str, bytes]:
+    """Return what workers need to judge sessions. The administrator's password is not among it."""
+    named = {"jwt": found.jwt, "jwt_previous": found.jwt_previous}
+    return {name: secret.reveal().encode() for name, secret in named.items() if secret is not None}
+
+
+class _Announcer:
+    """Prints the start summary: for people, or as one JSON line among the logs."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._is_text = telemetry.is_text(loaded.settings.telemetry.log_format, sys.stderr)
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        if self._is_text:
+            click.echo(telemetry.clean_lines(summary.text(facts)), err=True)
+        else:
+            click.echo(json.dumps({"message": "serving", **facts}, ensure_ascii=False), err=True)
+
+
+# ---------------------------------------------------------------- --show-config
+
+
+def effective_configuration(loaded: Loaded) -> str:
+    """Return the effective configuration as TOML, each value with where it came from; no secrets."""
+    lines = [f"# {loaded.file or 'no configuration file'}"]
+    section = ""
+    for name in KEYS:
+        value = _shown(loaded, name)
+        if name.split(".")[0] != section:
+            section = name.split(".")[0]
+            lines.append(f"\n[{section}]")
+        key = name.split(".", 1)[1]
+        place = loaded.places.get(name, "default")
+        lines.append(
+            f"# {key}: not set"
+            if value is None
+            else f"{key} = {json.dumps(value, ensure_ascii=False)}  # {place}"
+        )
+    for model, entry in loaded.settings.models.entries.items():
+        lines.append(f'\n[models."{model}"]')
+        for attribute in entry.__struct_fields__:
+            value = getattr(entry, attribute)
+            if value is not None:
+                lines.append(f"{attribute} = {json.dumps(value, ensure_ascii=False)}")
+    if loaded.not_built:
+        lines.append(f"\n# not built yet, hence loopback only: {', '.join(loaded.not_built)}")
+    lines += [f"# warning: {warning}" for warning in loaded.warnings]
+    return "\n".join(lines)
+
+
+def _as_json(loaded: Loaded) -> str:
+    values = {
+        name: {"value": _shown(loaded, name), "from": loaded.places.get(name, "default")} for name in KEYS
+    }
+    models = {
+        name: {attribute: getattr(entry, attribute) for attribute in entry.__struct_fields__}
+        for name, entry in loaded.settings.models.entries.items()
+    }
+    found = {"keys": values, "models": models, "not_built": loaded.not_built, "warnings": loaded.warnings}
+    return json.dumps(found, ensure_ascii=False, indent=2)
+
+
+def _shown(loaded: Loaded, name: str) -> Any:
+    value = value_of(loaded.settings, name)
+    return telemetry.clean(value) if KEYS[name].is_url and isinstance(value, str) else value
