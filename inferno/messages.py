@@ -253,7 +253,8 @@ class EngineSettings(_Message, frozen=True, tag="engine_settings"):
     version: U32
     name: str
     paths: list[str]  # one file, or all shards in order
-    sha256: str | None = None
+    sha256: list[str] = []  # one for each path, or empty: none is expected
+    known_stamps: list[str] = []  # states of files that were verified before: unchanged ones are not hashed again
     allow: list[str] = []  # waived policy faults
     source: Literal["auto", "copy", "direct"] = "auto"
     max_model_bytes: U64 = 1 << 40

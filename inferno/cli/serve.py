@@ -19,9 +19,9 @@ from .. import telemetry
 from ..config import KEYS, Loaded, value_of
 from ..datadir import DataDir, DataLock
 from ..pool import summary
-from ..pool.registry import Registry
 from ..pool.supervisor import Supervisor
 from .options import config_option
+from .served import ServedModels
 
 
 @click.command(
@@ -32,7 +32,6 @@ Examples:
   inferno serve --host 0.0.0.0 --workers 4         needs TLS, or tls_required=false behind a proxy
   inferno serve --show-config                      what would be in force, and from where
 
-\b
 SIGTERM ends the server once running answers are done, SIGHUP reloads what can change, SIGUSR2 replaces the workers.
 """
 )
@@ -90,7 +89,7 @@ def serve(
     telemetry.protect(hidden)
     supervisor = Supervisor(
         loaded,
-        Registry(loaded.settings),
+        ServedModels(loaded.settings),
         secrets={**keys, **_worker_secrets(found)},
         reload=load,
         announce=_Announcer(loaded),

@@ -127,18 +127,26 @@ class EngineProcess:
 
     def attach(self, worker: WorkerProcess) -> None:
         """Give a worker and this engine, when it is ready, the two ends of a new connection."""
-        if self.state != "ready" or self._child is None or self.info is None:
+        if self.state != "ready" or self.info is None:
             if self.state in ("refused", "restarting", "unloaded"):
                 worker.send(self._gone())
             return
-        engine_end, worker_end = socket.socketpair()
-        try:
-            if self._child.send(AttachWorker(worker=worker.number), [engine_end.fileno()]):
+        connection = self.connect(worker.number)
+        if connection is not None:
+            with connection:
                 message = EngineUp(model=self.name, generation=self.generation, info=self.info)
-                worker.send(message, [worker_end.fileno()])
-        finally:
-            engine_end.close()
-            worker_end.close()
+                worker.send(message, [connection.fileno()])
+
+    def connect(self, worker: int) -> socket.socket | None:
+        """Give the engine one end of a new connection, for requests of `worker`, and return the other."""
+        engine_end, worker_end = socket.socketpair()
+        with engine_end:
+            if self._child is not None and self._child.send(
+                AttachWorker(worker=worker), [engine_end.fileno()]
+            ):
+                return worker_end
+        worker_end.close()
+        return None
 
     @property
     def pid(self) -> int | None:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from .. import __version__, config
 from ..config import Loaded
 from ..datadir import DataDir, DataLock
-from ..errors import ConfigError, StartError
+from ..errors import ApiError, ConfigError, StartError
 from ..messages import PROTOCOL_VERSION, EngineSettings, Reload, WorkerSettings
 from . import server_verbs, summary
 from .audit_sink import AuditSink, LogSink, server_event
@@ -123,7 +123,11 @@ class Supervisor:
             for _ in range(self.settings.server.workers):
                 self._start_worker()
             for name in self.models.at_start():
-                self.start_engine(name)
+                try:
+                    self.start_engine(name)
+                except ApiError as error:
+                    _log.error("model %s is refused: %s", name, error.message)
+                    self.event("model.refused", target=name, result="failure", reason=error.message)
             self._spawn(self._announce_when_decided())
             await self._end.wait()
             await self._drain()

@@ -1,0 +1,77 @@
+"""The models of a server: which there are, which load at start, and what each one's engine is told.
+
+Joins the catalog (names, files, digests) with the [engine] section for the supervisor, which knows neither. Opens no
+file of a model: its engine does, and refuses it by name.
+"""
+
+from __future__ import annotations
+
+from inferno_native.gguf_report import GgufError
+
+from ..catalog import Catalog, CatalogError
+from ..config import Settings
+from ..errors import ApiError
+from ..messages import PROTOCOL_VERSION, EngineSettings
+
+
+class ServedModels:
+    """What inferno.pool.supervisor.Models asks for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._catalog = Catalog(settings.models)
+
+    def names(self) -> list[str]:
+        return sorted(self._catalog.models())
+
+    def at_start(self) -> list[str]:
+        """Return the models to load at start: the configured ones and the default; with none, the only one there is."""
+        models = self._catalog.models()
+        wanted = [name for name, model in models.items() if model.origin == "configured"]
+        default = self._settings.models.default
+        if default is not None and default in models and default not in wanted:
+            wanted.append(default)
+        if not wanted and len(models) == 1:
+            wanted = list(models)
+        return wanted
+
+    def engine_settings(self, name: str) -> EngineSettings:
+        """Return what the engine of a model is told. Raises ApiError(model_not_found, conflict)."""
+        try:
+            model = self._catalog.find(name)
+            digests = self._catalog.expected_digests(model)
+        except CatalogError:
+            raise ApiError("model_not_found", "No such model.", param="model") from None
+        except GgufError as error:
+            raise ApiError("conflict", str(error), param="model") from None
+        settings, engine = self._settings, self._settings.engine
+        return EngineSettings(
+            version=PROTOCOL_VERSION,
+            name=name,
+            paths=model.full_paths,
+            sha256=digests,
+            known_stamps=self._known_stamps(),
+            allow=list(model.allow),
+            source=settings.models.source,
+            max_model_bytes=self._catalog.max_bytes,
+            sandbox=settings.security.sandbox,
+            slots=model.slots or engine.slots,
+            context_size=model.context_size or engine.context_size,
+            threads=engine.threads,
+            gpu_layers=engine.gpu_layers if model.gpu_layers is None else model.gpu_layers,
+            kv_layout=engine.kv_layout,
+            flash_attention=engine.flash_attention,
+            kv_cache_type=engine.kv_cache_type,
+            target_itl_ms=engine.target_itl_ms,
+            max_queue=engine.max_queue,
+            max_queue_per_user=engine.max_queue_per_user,
+            prefix_cache_mb=engine.prefix_cache_mb,
+            request_timeout_seconds=engine.request_timeout_seconds,
+            log_level=settings.telemetry.log_level,
+        )
+
+    def _known_stamps(self) -> list[str]:
+        if self._settings.models.verify == "always":
+            return []
+        verdicts = self._catalog.registry.read().verdicts
+        return [stamp for stamp, known in verdicts.items() if known.verdict == "valid" and known.sha256]

@@ -1,0 +1,138 @@
+"""`inferno serve` as a process: refusals before the port, --show-config without secrets, start, signals, clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from inferno import features
+from inferno.pool import control
+
+SECRET = "uT3kf9Qw-zL0xVbR7mNc2YpHs8JdGaE5"
+PASSWORD = "Vq7!mirtle-4"
+WAIT = 60
+
+
+def environment(**extra: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("INFERNO_")}
+    return {**clean, **extra}
+
+
+def serve(folder: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    (folder / "config.toml").touch()
+    return subprocess.run(
+        [sys.executable, "-m", "inferno.cli", "serve", *arguments],
+        cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=WAIT,
+    )  # fmt: skip
+
+
+def test_cfg_3_a_bad_key_ends_with_78_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[server]\nprot = 1\n")
+    done = serve(tmp_path)
+    assert done.returncode == 78
+    assert (
+        done.stderr
+        == f"inferno: {tmp_path}/config.toml, line 2: server.prot is not a known key; did you mean port?\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
+
+
+@pytest.mark.skipif(not features.is_built("security.auth_enabled"), reason="authentication is not built")
+def test_sec_001_without_a_secret_the_start_is_refused_before_the_port_is_bound(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        done = serve(tmp_path, "--port", str(port), INFERNO_ADMIN_PASSWORD=PASSWORD)
+    assert done.returncode == 78
+    assert "INFERNO_JWT_SECRET is not set" in done.stderr
+    assert PASSWORD not in done.stderr
+
+
+def test_sec_012_show_config_prints_values_and_places_but_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[server]\nidle_timeout_seconds = 5\n")
+    secret_values = {"INFERNO_JWT_SECRET": SECRET, "INFERNO_ADMIN_PASSWORD": PASSWORD}
+    done = serve(tmp_path, "--show-config", "--port", "9", INFERNO_SERVER_WORKERS="3", **secret_values)
+    assert done.returncode == 0, done.stderr
+    assert "port = 9  # --port" in done.stdout
+    assert "workers = 3  # INFERNO_SERVER_WORKERS" in done.stdout
+    assert f"idle_timeout_seconds = 5.0  # {tmp_path}/config.toml, line 2" in done.stdout
+    as_json = serve(tmp_path, "--show-config", "--json", **secret_values)
+    assert json.loads(as_json.stdout)["keys"]["server.idle_timeout_seconds"]["value"] == 5.0
+    for text in (done.stdout, done.stderr, as_json.stdout, as_json.stderr):
+        assert SECRET not in text
+        assert PASSWORD not in text
+
+
+def test_a_taken_port_is_said_clearly(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = serve(
+            tmp_path, "--port", str(port), INFERNO_JWT_SECRET=SECRET, INFERNO_ADMIN_PASSWORD=PASSWORD
+        )
+    assert done.returncode == 1
+    assert f"inferno: 127.0.0.1:{port} is in use by another program" in done.stderr
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.mark.slow
+def test_sec_012_a_running_server_shows_no_secret_in_proc_or_logs_and_ends_clean(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[server]\nport = 0\n[telemetry]\nlog_level = 'debug'\n")
+    log = tmp_path / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inferno.cli", "serve"], cwd=tmp_path, stdout=sink, stderr=sink,
+            env=environment(INFERNO_JWT_SECRET=SECRET, INFERNO_ADMIN_PASSWORD=PASSWORD),
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + WAIT
+        while '"serving"' not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        status = control.ask(tmp_path / "control.sock", "status")
+        with urllib.request.urlopen(f"{status['address']}/healthz", timeout=10) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{status['address']}/readyz", timeout=10)
+        family = [process.pid, *descendants(process.pid)]
+        assert len(family) >= 2
+        for pid in family:
+            for name in ("environ", "cmdline"):
+                content = Path(f"/proc/{pid}/{name}").read_bytes()
+                assert SECRET.encode() not in content
+                assert PASSWORD.encode() not in content
+        workers = [
+            pid for pid in family if b"inferno.server.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        assert b"INFERNO_" not in Path(f"/proc/{workers[0]}/environ").read_bytes()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in family)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    text = log.read_text()
+    assert SECRET not in text
+    assert PASSWORD not in text
+    for line in text.splitlines():
+        json.loads(line)
