@@ -12,7 +12,8 @@ is never less than any `t`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -24,8 +25,7 @@ REQUEST_POLICIES = ("minute", "hour")
 ORDER = ("minute", "hour", "tokens", "login", "key-creation", "password", "concurrency")
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyState:
+class PolicyState(Struct, frozen=True):
     """One policy at one moment. `window_seconds` is None for concurrency, which time does not give back."""
 
     name: str
@@ -42,8 +42,7 @@ class PolicyState:
         return _seconds(self.reset_us)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """What the limits say to one step of a request, with the state of every policy that was asked."""
 
     allowed: bool

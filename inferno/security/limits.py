@@ -7,7 +7,7 @@ and administration). Does not know HTTP routes or statuses. Runs in the front wo
 
 from __future__ import annotations
 
-from inferno_native.buckets import ADMITTED, NO_HOLD, TOO_LARGE
+from inferno_native.buckets import ADMITTED, NO_HOLD, REFUSED, TOO_LARGE
 
 from inferno.security.limit_headers import ADMITTED_UNCOUNTED, Decision, PolicyState, headers
 from inferno.security.limit_policy import (
@@ -194,41 +194,35 @@ class Limiter:
         return Decision(allowed=True, degraded=True)
 
 
+def _describe(family: Family) -> tuple[bool, str, tuple[tuple[str, int | None], ...]]:
+    kind = FAMILIES[family]
+    seconds = [None if kind.counting else window_us // 1_000_000 for window_us in kind.windows_us]
+    return kind.counting, SCOPES.get(family, "principal"), tuple(zip(POLICY_NAMES[family], seconds, strict=True))
+
+
+# By family: counting, scope, and name and seconds of each window. One list look-up a policy: every request passes here.
+_KINDS = [_describe(family) for family in Family]
+
+
 def _decision(parts: tuple[Part, ...], outcome: Outcome) -> Decision:
+    status = outcome.status
     policies = []
-    admitted = outcome.status == ADMITTED
     for part, window, quota, remaining, reset_us, wait_us in outcome.states:
-        family = Family(parts[part][0])
-        kind = FAMILIES[family]
-        full = kind.counting and not admitted and remaining == 0
-        policies.append(
-            PolicyState(
-                name=POLICY_NAMES[family][window],
-                scope=SCOPES.get(family, "principal"),
-                quota=quota,
-                window_seconds=None if kind.counting else kind.windows_us[window] // 1_000_000,
-                remaining=remaining,
-                reset_us=0 if kind.counting else reset_us,
-                wait_us=wait_us,
-                violated=wait_us > 0 or full or outcome.status == NO_HOLD,
-            )
-        )
-    return Decision(allowed=admitted, policies=tuple(policies), too_large=outcome.status == TOO_LARGE)
+        counting, scope, windows = _KINDS[parts[part][0]]
+        name, window_seconds = windows[window]
+        violated = wait_us > 0
+        if counting:
+            violated = status == NO_HOLD or (status == REFUSED and remaining == 0)
+            reset_us = 0
+        policies.append(PolicyState(name, scope, quota, window_seconds, remaining, reset_us, wait_us, violated))
+    return Decision(status == ADMITTED, tuple(policies), status == TOO_LARGE)
 
 
 def _sizes(parts: tuple[Part, ...], cost: int) -> tuple[PolicyState, ...]:
-    """The policies whose whole bucket is smaller than a cost."""
-    return tuple(
-        PolicyState(
-            name=POLICY_NAMES[Family(family)][0],
-            scope=SCOPES.get(Family(family), "principal"),
-            quota=quota,
-            window_seconds=FAMILIES[family].windows_us[0] // 1_000_000,
-            remaining=quota,
-            reset_us=0,
-            wait_us=0,
-            violated=cost > quota,
-        )
-        for family, _, (quota,) in parts
-        if quota is not None
-    )
+    """The policies of a cost that is above some bucket's whole size, without asking the store."""
+    policies = []
+    for family, _, (quota,) in parts:
+        if quota is not None:
+            _, scope, ((name, window_seconds),) = _KINDS[family]
+            policies.append(PolicyState(name, scope, quota, window_seconds, quota, 0, 0, cost > quota))
+    return tuple(policies)
