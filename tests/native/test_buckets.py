@@ -351,3 +351,53 @@ class AgainstTheTwin(RuleBasedStateMachine):
 
 TestAgainstTheTwin = AgainstTheTwin.TestCase
 TestAgainstTheTwin.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class WithEviction(RuleBasedStateMachine):
+    """A table with far too few places: whoever has a place of its own is served as by the twin, the others share one.
+
+    Were a bucket that is not full ever given away, its key would come back full and differ from the twin.
+    """
+
+    keys = st.integers(0, 60).map(lambda number: b"%d" % number)
+    families = [(4, (MINUTE, HOUR), False), (4, (1,), True)]  # noqa: RUF012
+    open_holds = Bundle("open_holds")
+
+    @initialize()
+    def start(self):
+        self.table = BucketTable.create(self.families, holds_per_owner=500, manual_clock=True)
+        self.table.bind(0, self.table.open_owner(0))
+        self.twin = ReferenceBuckets(self.families)
+
+    def teardown(self):
+        if hasattr(self, "table"):
+            self.table.close()
+
+    @rule(seconds=st.sampled_from([1, 10, 60, 3600]))
+    def time_passes(self, seconds):
+        self.twin.now_us += seconds * SECOND
+        self.table.set_now_us(self.twin.now_us)
+
+    @rule(keys=st.lists(keys, min_size=1, max_size=12), cost=st.integers(1, 3))
+    def charge(self, keys, cost):
+        for key in keys:
+            outcome = self.table.check(0, key, (5, 50), cost)
+            name = b"overflow" if outcome.overflowed else key
+            status, states = self.twin.take(((0, name, (5, 50)),), cost)
+            assert (outcome.allowed, list(outcome.states)) == (status == "admitted", states)
+
+    @rule(target=open_holds, key=keys)
+    def hold(self, key):
+        outcome = self.table.hold(((1, key, (3,)),), 1)
+        name = b"overflow" if outcome.overflowed else key
+        status, states, number = self.twin.hold(((1, name, (3,)),), 1)
+        assert (outcome.allowed, list(outcome.states)) == (status == "admitted", states)
+        return outcome.hold, number
+
+    @rule(hold=open_holds)
+    def settle(self, hold):
+        assert self.table.settle(hold[0], 0) == self.twin.settle(hold[1], 0)
+
+
+TestWithEviction = WithEviction.TestCase
+TestWithEviction.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
