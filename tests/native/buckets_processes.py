@@ -4,8 +4,10 @@ import ast
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import inferno_native
@@ -44,6 +46,16 @@ class Worker:
         """Wait until the process has stopped itself inside the critical section."""
         pid, status = os.waitpid(self.process.pid, os.WUNTRACED)
         assert (pid, os.WIFSTOPPED(status)) == (self.process.pid, True)
+
+    def wait_until_blocked(self):
+        """Wait until the process sleeps in the kernel for the lock."""
+        wchan = Path(f"/proc/{self.process.pid}/wchan")
+        deadline = time.monotonic() + 1.5
+        while "futex" not in wchan.read_text() and time.monotonic() < deadline:
+            os.sched_yield()
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self):
         self.process.kill()

@@ -58,6 +58,10 @@ def settle(table, holds, number, spent):
     return table.settle(holds[number], spent)
 
 
+def release(table, holds, slot, generation):
+    return table.release_owner(slot, generation)
+
+
 def stop_at(table, holds, point):
     buckets.stop_at(point)
 
@@ -71,7 +75,7 @@ def count_into(table, holds, count_fd, slot, parts):
             counts[slot] += 1
 
 
-COMMANDS = {"admit": admit, "cycle": cycle, "take": take, "hold": hold, "settle": settle, "stop_at": stop_at,
+COMMANDS = {"admit": admit, "cycle": cycle, "take": take, "hold": hold, "settle": settle, "release": release, "stop_at": stop_at,
             "count_into": count_into}  # fmt: skip
 
 if __name__ == "__main__":

