@@ -256,6 +256,7 @@ class Cable:
         self.target_port = target_port
         self.writers = []
         self.tasks = set()
+        self.num_messages = 0
 
     async def mend(self, port=0):
         self.server = await asyncio.start_server(self._connect, "127.0.0.1", port)
@@ -279,8 +280,25 @@ class Cable:
     async def _pump(self, source, target):
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                self.num_messages += 1
                 target.write(data)
         target.close()
+
+
+def test_a_charge_is_one_round_trip(server):
+    async def run():
+        cable = Cable(server.port)
+        await cable.mend()
+        async with hosts(f"redis://127.0.0.1:{cable.port}/0", clock=Clock()) as (store,):
+            parts = ((REQUESTS, b"k", (60, 1000)), (TOKENS, b"k", (None,)))
+            await store.take(parts)  # the first one connects and brings the script
+            before = cable.num_messages
+            for _ in range(20):
+                await store.take(parts)
+            assert cable.num_messages - before == 40
+        await cable.cut()
+
+    asyncio.run(run())
 
 
 def test_lim_7_lim_10_settlements_wait_until_the_store_is_back(server):
