@@ -364,6 +364,7 @@ class WorkerSettings(_Message, frozen=True, tag="worker_settings"):
     secrets: dict[str, bytes] = {}
     listeners: list[str] = []  # "main", "admin": one descriptor each
     shared: list[str] = []  # "epochs", "buckets", …
+    table_arguments: dict[str, list[int]] = {}  # by shared table: what it needs to know this worker by
     models: list[dict[str, Any]] = []  # the registry: name, state, detail
 
 

@@ -151,6 +151,7 @@ def setup(
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    root.setLevel(logging.WARNING)  # of libraries, whose debug lines may show what they were given
+    logging.getLogger("inferno").setLevel(level.upper())
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a sink that is gone or full stops no work

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -87,15 +88,46 @@ def serve(
         if secret is not None
     ]
     telemetry.protect(hidden)
+    sys.exit(asyncio.run(_run(loaded, load, data, lock, found, keys)))
+
+
+async def _run(
+    loaded: Loaded,
+    load: Callable[[], Loaded],
+    data: DataDir,
+    lock: DataLock,
+    found: secrets_module.Secrets,
+    keys: dict[str, bytes],
+) -> int:
+    """Build the parts on the event loop that they will run on, and serve."""
+    from . import server_parts  # the parts load the database and password libraries: not for --show-config
+
+    audit = server_parts.make_audit(loaded.settings, data)
+    epochs, parts = None, []
+    if found.admin_password is not None:
+        epochs = server_parts.EpochsTable()
+        parts.append(
+            server_parts.Identities(
+                loaded.settings,
+                data,
+                epochs.epochs,
+                audit,
+                pepper=keys["pepper"],
+                admin_password=found.admin_password,
+            )
+        )
     supervisor = Supervisor(
         loaded,
         ServedModels(loaded.settings),
         secrets={**keys, **_worker_secrets(found)},
+        audit=audit,
+        make_tables=server_parts.table_maker(loaded.settings, epochs),
+        parts=parts,
         reload=load,
         announce=_Announcer(loaded),
         lock=lock,
     )
-    sys.exit(asyncio.run(supervisor.run()))
+    return await supervisor.run()
 
 
 def _worker_secrets(found: secrets_module.Secrets) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -33,7 +33,7 @@ from .control import ControlServer
 from .engine_process import EngineProcess
 from .listener import listen, shown_address
 from .process import Timing, child_environment
-from .tables import SharedTable
+from .tables import ServerPart, SharedTable
 from .verbs import Verbs
 from .worker_process import WorkerProcess
 
@@ -68,6 +68,7 @@ class Supervisor:
         audit: AuditSink | None = None,
         verbs: Verbs | None = None,
         make_tables: Callable[[], dict[str, SharedTable]] = dict,
+        parts: Sequence[ServerPart] = (),
         reload: Callable[[], Loaded] | None = None,
         announce: Callable[[dict[str, Any]], None] | None = None,
         programs: Programs | None = None,
@@ -83,6 +84,8 @@ class Supervisor:
         self.models = models
         self._secrets = dict(secrets or {})
         self._make_tables = make_tables
+        self._parts = list(parts)
+        self._started_parts: list[ServerPart] = []
         self._reload = reload
         self._announce = announce
         self._programs = programs or Programs()
@@ -120,6 +123,9 @@ class Supervisor:
                 _log.warning("%s", warning)
             if not self.settings.security.auth_enabled:
                 self.event("config.change", target="security.auth_enabled", reason="authentication is off")
+            for part in self._parts:
+                await part.start()
+                self._started_parts.append(part)
             for _ in range(self.settings.server.workers):
                 self._start_worker()
             for name in self.models.at_start():
@@ -202,6 +208,8 @@ class Supervisor:
         await asyncio.gather(*(engine.stop(0) for engine in self.engines.values()))
         for task in self._tasks:
             task.cancel()
+        for part in reversed(self._started_parts):
+            await part.close()
         if self.address:
             self.event("server.stop", target=self.address)
         await self.audit.close()
@@ -347,6 +355,9 @@ class Supervisor:
             secrets=self._secrets,
             listeners=list(self._listeners),
             shared=list(self._tables),
+            table_arguments={
+                name: table.worker_started(worker.number) for name, table in self._tables.items()
+            },
             models=[self._model_entry(name) for name in self.models.names()],
         )
         descriptors = [listener.fileno() for listener in self._listeners.values()]

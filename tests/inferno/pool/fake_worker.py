@@ -60,6 +60,7 @@ def main() -> None:
         models=settings.models,
         secrets=sorted(settings.secrets),
         names=names,
+        table_arguments=settings.table_arguments,
         listens=socket.socket(fileno=os.dup(descriptors[0])).getsockname()[1],
         contents=[os.pread(number, 64, 0) for number in descriptors[len(settings.listeners) :]],
         environ=sorted(os.environ),

@@ -60,6 +60,9 @@ class FakeTable:
         os.write(self.fd, content)
         self.gone: list[int] = []
 
+    def worker_started(self, worker: int) -> list[int]:
+        return [worker * 10]
+
     def worker_gone(self, worker: int) -> None:
         self.gone.append(worker)
 
@@ -173,6 +176,7 @@ async def test_start_gives_each_worker_everything_and_connects_it_to_each_engine
             await server.until(lambda: len(server.of("engine_up")) == 4 and server.summaries)
             for report in server.of("settings"):
                 assert report["names"] == ["main", "counters"]
+                assert report["table_arguments"] == {"counters": [report["worker"] * 10]}
                 assert report["secrets"] == ["jwt"]
                 assert report["contents"] == [b"shared counters"]
                 assert f"127.0.0.1:{report['listens']}" == server.supervisor.address
