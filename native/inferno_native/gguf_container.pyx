@@ -25,6 +25,7 @@ from .gguf_set cimport (
 )
 from .reader cimport (
     NEED_LOST,
+    NEED_NO_MEMORY,
     NEED_OK,
     NEED_OVER_LIMIT,
     load_u32,
@@ -102,6 +103,8 @@ cdef bint need(Container *self, uint64_t count, int reason, const char *what) no
     elif status == NEED_LOST:
         report(self, R_FILE_CHANGED, self.window.filled, self.window.size, self.window.filled, "bytes in the file",
                False)
+    elif status == NEED_NO_MEMORY:
+        report(self, R_OUT_OF_MEMORY, self.window.pos, count, 0, "bytes of memory", False)
     else:
         report(self, reason, self.window.pos, count, rest(self), what, False)
     return False
@@ -324,14 +327,35 @@ cdef bint read_array(Container *self, bint raw) noexcept nogil:
 
 
 cdef bint read_strings(Container *self, uint64_t count, bint raw) noexcept nogil:
-    cdef uint64_t i
+    """The elements of a string array: most lie in memory already and are walked without a call each."""
+    cdef const uint8_t *data
+    cdef uint64_t pos
+    cdef uint64_t filled
     cdef uint64_t length
-    for i in range(count):
+    cdef uint64_t i = 0
+    while i < count:
+        data = self.window.data
+        pos = self.window.pos
+        filled = self.window.filled
+        # filled <= METADATA_CAP < MAX_STRING, so a length that fits is legal
+        while i < count and filled - pos >= 8:
+            length = load_u64(data + pos)
+            if length > filled - pos - 8:
+                break
+            if (gg_has_nul(data + pos + 8, length) if raw else gg_scan_text(data + pos + 8, length)) != 0:
+                break
+            pos += 8 + length
+            i += 1
+        self.window.pos = pos
+        if i == count:
+            break
+        # The window has to move on, or this element has a fault to report.
         if not read_length(self, &length, R_TRUNCATED_KV, "bytes of a string length"):
             return False
         if not check_text(self, length, raw):
             return False
         self.window.pos += length
+        i += 1
     return True
 
 

@@ -25,6 +25,24 @@ static inline uint64_t gg_load_tail(const uint8_t *p, size_t n) {
 
 static inline uint64_t gg_zero_bytes(uint64_t v) { return (v - GG_ONES) & ~v & GG_HIGHS; }
 
+/* 1 if p[0 .. n) has a space. */
+static inline int gg_has_space(const uint8_t *p, size_t n) {
+    const uint64_t spaces = GG_ONES * ' ';
+    if (n < 4) {
+        return (n > 0 && p[0] == ' ') || (n > 1 && p[1] == ' ') || (n > 2 && p[2] == ' ');
+    }
+    if (n < 8) {
+        return gg_zero_bytes(gg_load_tail(p, n) ^ spaces) != 0;
+    }
+    const uint8_t *last = p + n - 8;
+    for (; p < last; p += 8) {
+        if (gg_zero_bytes(gg_load8(p) ^ spaces)) {
+            return 1;
+        }
+    }
+    return gg_zero_bytes(gg_load8(last) ^ spaces) != 0;
+}
+
 /* 1 if p[0 .. n) has a zero byte. */
 static inline int gg_has_nul(const uint8_t *p, size_t n) {
     if (n < 8) {
@@ -105,5 +123,7 @@ static inline uint64_t gg_hash(const uint8_t *p, size_t n, const uint64_t *secre
     h = gg_mix(a ^ secret[2], b ^ h);
     return gg_mix(h ^ secret[3], secret[1]);
 }
+
+static inline void gg_prefetch(const void *p) { __builtin_prefetch(p, 1, 1); }
 
 #endif

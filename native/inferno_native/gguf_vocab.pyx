@@ -7,7 +7,7 @@ name [EMPTY_i].
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcmp, memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from .gguf_container cimport (
     R_BOS_TOKEN_MISSING,
@@ -45,14 +45,15 @@ from .gguf_container cimport (
     report,
 )
 from .gguf_model cimport MAX_VOCABULARY
-from .gguf_set cimport SET_NO_MEMORY, SET_PRESENT, TextSet, gg_hash, set_add, set_close, set_open
+from .gguf_set cimport SET_NO_MEMORY, SET_PRESENT, TextSet, gg_has_space, gg_hash, set_add, set_close, set_open, set_touch
 from .reader cimport load_i32, load_u32, load_u64
 
 cdef enum Tokenizer:
     TOK_ABSENT, TOK_LLAMA, TOK_BPE, TOK_GEMMA4, TOK_BERT, TOK_T5, TOK_RWKV, TOK_PLAMO2, TOK_TEST, TOK_NONE
 
 cdef enum:
-    TOKENS_PER_PASS = 4194304        # bounds the duplicate set at 64 MiB; larger lists take several passes
+    TOKENS_PER_PASS = 5000000        # bounds the duplicate set at 64 MiB; larger lists take several passes
+    BATCH = 32                       # texts hashed ahead of their insertion
     TYPE_BYTE = 6
     TYPE_LARGEST = 6
     NO_TOKEN = -1
@@ -82,6 +83,7 @@ cdef struct Vocabulary:
     Value tokens
     Value pre
     bint has_pre
+    bint has_byte_types              # some token has the byte type
 
 
 cdef inline bint text_is(const uint8_t *text, size_t length, const char *expected) noexcept nogil:
@@ -138,6 +140,7 @@ cdef bint check_vocabulary(Container *meta, uint64_t *num_tokens) noexcept nogil
 cdef bint read_model(Vocabulary *self) noexcept nogil:
     cdef Value value
     self.tokenizer = TOK_ABSENT
+    self.has_byte_types = False
     self.has_pre = find(self.meta, "tokenizer.ggml.pre", &self.pre) and self.pre.type == T_STRING
     if not find(self.meta, "tokenizer.ggml.model", &value):
         return True
@@ -201,6 +204,8 @@ cdef bint check_types(Vocabulary *self) noexcept nogil:
     data = self.meta.window.data + value.at
     for i in range(value.count):
         kind = load_i32(data + 4 * i)
+        if kind == TYPE_BYTE:
+            self.has_byte_types = True
         if not 0 <= kind <= TYPE_LARGEST and report(
             self.meta, R_TOKEN_TYPE_OUT_OF_RANGE, value.at + 4 * i, TYPE_LARGEST, <uint32_t>kind, "at most", True
         ):
@@ -254,31 +259,49 @@ cdef bint add_texts(Vocabulary *self, TextSet *texts, uint64_t part, uint64_t pa
     """Put the tokens whose hash falls into this part into the set; refuse one that is there already."""
     cdef const uint8_t *data = self.meta.window.data
     cdef uint64_t at = self.tokens.at
-    cdef uint64_t i
+    cdef uint64_t i = 0
     cdef uint64_t length
     cdef uint64_t code
     cdef uint64_t num_empty = 0
     cdef uint64_t num_aliases = 0
-    cdef int status
-    for i in range(self.tokens.count):
-        length = load_u64(data + at)
-        if length == 0:
-            num_empty += 1
-        else:
-            code = gg_hash(data + at + 8, length, texts.secret)
-            if parts == 1 or (code >> 20) % parts == part:
-                status = set_add(texts, data, <uint32_t>at, code)
-                if status == SET_PRESENT:
-                    report(self.meta, R_DUPLICATE_TOKEN, at, i, 0, "as the token's number", False)
-                    return False
-                if status == SET_NO_MEMORY:
-                    report(self.meta, R_OUT_OF_MEMORY, at, texts.count, 0, "tokens in memory", False)
-                    return False
-            if length > 8 and data[at + 8] == c"[" and memcmp(data + at + 8, "[EMPTY_", 7) == 0:
-                num_aliases += 1
-        at += 8 + length
+    cdef uint64_t[BATCH] codes
+    cdef uint32_t[BATCH] places
+    cdef int waiting
+    cdef int k
+    while i < self.tokens.count:
+        # hash a few texts and ask for their slots, then put them in: the memory's delays overlap
+        waiting = 0
+        while i < self.tokens.count and waiting < BATCH:
+            length = load_u64(data + at)
+            if length == 0:
+                num_empty += 1
+            else:
+                code = gg_hash(data + at + 8, length, texts.secret)
+                if parts == 1 or (code >> 20) % parts == part:
+                    set_touch(texts, code)
+                    codes[waiting] = code
+                    places[waiting] = <uint32_t>at
+                    waiting += 1
+                if length > 8 and data[at + 8] == c"[" and memcmp(data + at + 8, "[EMPTY_", 7) == 0:
+                    num_aliases += 1
+            at += 8 + length
+            i += 1
+        for k in range(waiting):
+            if not add_text(self, texts, places[k], codes[k]):
+                return False
     if part == 0 and num_empty and num_aliases:
         return check_aliases(self)
+    return True
+
+
+cdef inline bint add_text(Vocabulary *self, TextSet *texts, uint32_t place, uint64_t code) noexcept nogil:
+    cdef int status = set_add(texts, self.meta.window.data, place, code)
+    if status == SET_PRESENT:
+        report(self.meta, R_DUPLICATE_TOKEN, place, 0, load_u64(self.meta.window.data + place), "", False)
+        return False
+    if status == SET_NO_MEMORY:
+        report(self.meta, R_OUT_OF_MEMORY, place, texts.count, 0, "tokens in memory", False)
+        return False
     return True
 
 
@@ -339,7 +362,7 @@ cdef bint check_bytes(Vocabulary *self) noexcept nogil:
     cdef int byte
     cdef bint spm = self.tokenizer == TOK_LLAMA
     cdef bint none_allowed = self.tokenizer == TOK_BERT or self.tokenizer == TOK_RWKV
-    if not has_types and not spm:
+    if not self.has_byte_types and not spm:
         return True
     memset(there, 0, sizeof(there))
     for i in range(self.tokens.count):
@@ -385,7 +408,7 @@ cdef bint check_merges(Vocabulary *self) noexcept nogil:
     at = value.at
     for i in range(value.count):
         length = load_u64(data + at)
-        if length < 2 or memchr(data + at + 9, c" ", length - 1) == NULL:
+        if length < 2 or not gg_has_space(data + at + 9, length - 1):
             if report(self.meta, R_MERGE_MALFORMED, at, i, length, "as the merge's number", True):
                 return False
         at += 8 + length

@@ -3,27 +3,30 @@
 
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.unistd cimport pread
 
 cdef enum:
     READ_STEP = 262144       # bytes asked of the kernel at once
+    FIRST_ROOM = 4194304     # bytes reserved at first; doubled when they are full
 
 cdef enum NeedStatus:
     NEED_OK = 0
     NEED_PAST_END = 1        # the file has fewer bytes left
     NEED_OVER_LIMIT = 2      # the file has them, but we keep no more than `limit`
     NEED_LOST = 3            # the file became shorter while it was read, or the read failed
+    NEED_NO_MEMORY = 4
 
 cdef struct Window:
     int fd
-    uint8_t *data            # owned; `limit` bytes reserved, `filled` of them read
+    uint8_t *data            # owned; moves when it grows, so no pointer into it outlives a window_need
+    uint64_t room            # bytes reserved behind data
     uint64_t size            # bytes in the file, from fstat before the first read
     uint64_t limit           # min(size, cap): most bytes ever kept
     uint64_t filled
-    uint64_t pos             # next unread byte; pos <= filled <= limit <= size
+    uint64_t pos             # next unread byte; pos <= filled <= room <= limit <= size
 
 
 cdef inline int window_open(Window *window, int fd, uint64_t size, uint64_t cap) noexcept nogil:
@@ -32,8 +35,8 @@ cdef inline int window_open(Window *window, int fd, uint64_t size, uint64_t cap)
     window.limit = size if size < cap else cap
     window.filled = 0
     window.pos = 0
-    # The kernel hands out pages when they are first written: a small header in a large file costs its own size.
-    window.data = <uint8_t *>malloc(window.limit if window.limit else 1)
+    window.room = window.limit if window.limit < FIRST_ROOM else FIRST_ROOM
+    window.data = <uint8_t *>malloc(window.room if window.room else 1)
     return 0 if window.data != NULL else -1
 
 
@@ -48,8 +51,20 @@ cdef inline int window_fill(Window *window, uint64_t target) noexcept nogil:
     # target <= limit
     cdef uint64_t want
     cdef ssize_t got
+    cdef uint8_t *grown
+    if target > window.room:
+        want = window.room * 2
+        if want < target:
+            want = target
+        if want > window.limit:
+            want = window.limit
+        grown = <uint8_t *>realloc(window.data, want)
+        if grown == NULL:
+            return NEED_NO_MEMORY
+        window.data = grown
+        window.room = want
     while window.filled < target:
-        want = window.limit - window.filled
+        want = window.room - window.filled
         if want > READ_STEP:
             want = READ_STEP
         got = pread(window.fd, window.data + window.filled, want, <off_t>window.filled)
