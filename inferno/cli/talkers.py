@@ -215,8 +215,9 @@ class LocalTalker:
     """Answers of an engine process that lives as long as this object. Its event loop runs in a thread of its own, so
     that Ctrl-C reaches the command at once."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, *, program: str = "inferno.engine.main") -> None:
         self._settings = settings
+        self._program = program
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._engine: EngineProcess | None = None
@@ -260,7 +261,7 @@ class LocalTalker:
     async def _load(self) -> None:
         host = _Host()
         self._engine = EngineProcess(
-            self._settings, host, program="inferno.engine.main", timing=Timing(max_failed_loads=1)
+            self._settings, host, program=self._program, timing=Timing(max_failed_loads=1)
         )
         self._engine.start()
         await self._engine.settled.wait()
