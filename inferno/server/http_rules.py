@@ -29,7 +29,7 @@ _REFUSED_HEADERS = {
     b"\nhttp2-settings:": "Upgrades are not offered: send plain HTTP/1.1.",
     b"\ntrailer:": "Trailers are not read.",
 }
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _UNDERSCORE = re.compile(rb"(?:^|\n)[!-9;-~]*_[!-9;-~]*:")
 _DIGITS = re.compile(rb"[0-9]{1,%d}" % MAX_LENGTH_DIGITS)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?")
@@ -53,8 +53,7 @@ class Head(NamedTuple):
 
 def check_partial(head: bytes | bytearray, scanned: int) -> None:
     """Refuse a head that has not ended yet as early as its fault shows. `scanned` bytes were looked at before."""
-    found = _BARE.search(head, max(0, scanned - 1), len(head) - 1)
-    if found is not None:
+    if _BARE.search(head, max(0, scanned - 1)):
         raise Refused("invalid_request", "Lines must end in CRLF.")
     line_end = head.find(b"\r\n")
     if line_end < 0:
