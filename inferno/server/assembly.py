@@ -5,6 +5,9 @@ The only place where a setting chooses between a real part and its plain stand-i
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +16,28 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from .. import config, tls
+from ..errors import StartError
 from ..messages import WorkerSettings
 from ..pool.engines import Engines
 from ..security.addresses import ClientAddresses
+from ..security.limit_policy import FAMILIES
+from ..security.limit_table import OWNER_VERB, TABLE_NAME
+from ..security.limits import Limiter, LimitSettings
+from ..storage.bucket_store import attach_shared_buckets
 from .control import Control
 from .http import Scope
+from .metering import LimitMeter
 from .services import Services
 
 
 class Assembly:
     """The parts of one worker, and what to do with them at a reload and at the end."""
 
-    def __init__(self, services: Services, routes: Sequence[BaseRoute] = ()) -> None:
+    def __init__(
+        self, services: Services, routes: Sequence[BaseRoute] = (), *, limiter: Limiter | None = None
+    ) -> None:
         self.services = services
+        self._limiter = limiter
         self.routes = list(routes)
         self._addresses = ClientAddresses(services.settings.server.trusted_proxies)
         self._tls: ssl.SSLContext | None = None
@@ -56,6 +68,8 @@ class Assembly:
     def reload(self, settings: config.Settings) -> None:
         """Take over what may change while the server runs."""
         self.services.settings = settings
+        if self._limiter is not None:
+            self._limiter.update(LimitSettings.of(settings.security, settings.limits.on_failure))
         if self._tls is not None and settings.server.tls_cert_path and settings.server.tls_key_path:
             tls.reload_pair(
                 self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
@@ -63,6 +77,8 @@ class Assembly:
 
     async def close(self) -> None:
         """Give back what parts hold."""
+        if self._limiter is not None:
+            await self._limiter.store.close()
 
 
 async def assemble(
@@ -73,5 +89,27 @@ async def assemble(
     shared: Mapping[str, int],
 ) -> Assembly:
     """Build the parts of a worker."""
-    services = Services(settings, engines, cache_key=message.secrets.get("cache", b""))
-    return Assembly(services)
+    limiter = await _limiter(settings, control, shared)
+    services = Services(
+        settings,
+        engines,
+        meter=None if limiter is None else LimitMeter(limiter),
+        cache_key=message.secrets.get("cache", b""),
+    )
+    return Assembly(services, limiter=limiter)
+
+
+async def _limiter(settings: config.Settings, control: Control, shared: Mapping[str, int]) -> Limiter | None:
+    """Return the limiter over Redis or the shared table; None where the supervisor made no table."""
+    limits = LimitSettings.of(settings.security, settings.limits.on_failure)
+    if settings.limits.url != "shm:":
+        from ..storage.redis import RedisBuckets  # an extra: imported only where it is configured
+
+        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        return Limiter(RedisBuckets(settings.limits.url, FAMILIES, owner), limits)
+    if TABLE_NAME not in shared:
+        if settings.security.rate_limiting_enabled:
+            raise StartError("rate limits are enabled, but the supervisor sent no table for them")
+        return None
+    place = await control.ask(OWNER_VERB)
+    return Limiter(attach_shared_buckets(shared[TABLE_NAME], place["slot"], place["generation"]), limits)

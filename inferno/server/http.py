@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ApiError, EngineError
+from ..security.limit_headers import Decision
 from ..security.principal import Principal
 
 Scope = MutableMapping[str, Any]
@@ -25,9 +26,7 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON_TYPE: Header = (b"content-type", b"application/json")
-_MEDIA_TYPE = re.compile(
-    rb"application/json[ \t]*(;[ \t]*charset[ \t]*=[ \t]*\"?utf-8\"?[ \t]*)?", re.IGNORECASE
-)
+_MEDIA_TYPE = re.compile(rb"application/json[ \t]*(;[ \t]*charset[ \t]*=[ \t]*\"?utf-8\"?[ \t]*)?", re.IGNORECASE)
 _ENCODER = msgspec.json.Encoder()
 encode_json = _ENCODER.encode
 
@@ -39,32 +38,19 @@ class ClientGone(Exception):
 class Context:
     """Facts of one request that more than one layer needs. Made by the outermost middleware."""
 
-    __slots__ = ("limit_headers", "principal", "request_id", "source")
+    __slots__ = ("decisions", "principal", "request_id", "source")
 
     def __init__(self, request_id: str, source: str) -> None:
         self.request_id = request_id
         self.source = source
         self.principal: Principal | None = None
-        self.limit_headers: list[
-            Header
-        ] = []  # RateLimit and kin, written on every answer under /v1 and /api/v1
+        self.decisions: list[Decision] = []  # of the limits; the answer's RateLimit headers are made of them
 
 
 class Request:
     """One request as handlers see it."""
 
-    __slots__ = (
-        "_max_body_bytes",
-        "_watcher",
-        "context",
-        "headers",
-        "is_gone",
-        "method",
-        "params",
-        "query",
-        "raw_path",
-        "receive",
-    )
+    __slots__ = ("_max_body_bytes", "_watcher", "context", "headers", "is_gone", "method", "params", "query", "raw_path", "receive")
 
     def __init__(self, scope: Scope, receive: Receive, params: dict[str, str], max_body_bytes: int) -> None:
         self.context: Context = scope["inferno"]
@@ -173,12 +159,7 @@ def json_reply(value: Any, *, status: int = 200, headers: list[Header] | None = 
 def to_api_error(error: EngineError) -> ApiError:
     """Translate an engine's fault at the front's edge."""
     retry_after = error.retry_after
-    if retry_after is None and error.code in (
-        "engine_failed",
-        "engine_restarting",
-        "overloaded",
-        "rate_limit_exceeded",
-    ):
+    if retry_after is None and error.code in ("engine_failed", "engine_restarting", "overloaded", "rate_limit_exceeded"):
         retry_after = 2.0
     return ApiError(error.code, error.message, param=error.param, retry_after=retry_after)
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from ..errors import ApiError
+from ..security import limit_headers
 from .http import ClientGone, Context, Header, Message, Receive, Reply, Scope, Send, error_reply, send_reply
 
 logger = logging.getLogger("inferno.server")
@@ -145,12 +146,8 @@ class Shell:
                 message["headers"] = [
                     *own,
                     (b"x-request-id", context.request_id.encode()),
-                    *(
-                        SECURITY_HEADERS
-                        if not overridden
-                        else [h for h in SECURITY_HEADERS if h[0] not in overridden]
-                    ),
-                    *context.limit_headers,
+                    *(SECURITY_HEADERS if not overridden else [h for h in SECURITY_HEADERS if h[0] not in overridden]),
+                    *limit_headers.headers(context.decisions),
                     *extra,
                 ]
             await send(message)
@@ -171,9 +168,7 @@ class Shell:
             logger.exception("request %s failed: %s", context.request_id, type(error).__name__)
             if has_started:
                 raise
-            await send_reply(
-                send_with_headers, error_reply(ApiError("internal_error", "Something went wrong here."))
-            )
+            await send_reply(send_with_headers, error_reply(ApiError("internal_error", "Something went wrong here.")))
 
     def _host_is_ours(self, headers: Sequence[Header]) -> bool:
         values = [value for name, value in headers if name == b"host"]

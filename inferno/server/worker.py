@@ -21,8 +21,8 @@ from typing import Any
 
 import uvicorn
 
-from .. import config
-from ..errors import ProtocolError
+from .. import config, telemetry
+from ..errors import InfernoError, ProtocolError
 from ..messages import (
     PROTOCOL_VERSION,
     Drain,
@@ -86,6 +86,9 @@ class Worker:
             return 1
         try:
             await self._serve(message, descriptors)
+        except InfernoError as error:
+            logger.error("the worker cannot serve: %s", error)
+            return 1
         finally:
             self._engines.close()
             if self._assembly is not None:
@@ -96,6 +99,8 @@ class Worker:
 
     async def _serve(self, message: WorkerSettings, descriptors: list[int]) -> None:
         settings = config.decode(message.settings)
+        telemetry.setup(settings)
+        telemetry.protect(message.secrets.values())
         self._number = message.worker
         names = [*message.listeners, *message.shared]
         if message.version != PROTOCOL_VERSION or len(descriptors) != len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -31,6 +32,8 @@ from inferno.messages import (
     WorkerSettings,
     WorkerToSupervisor,
 )
+from inferno.pool.verbs import Caller
+from inferno.security.limit_table import OWNER_VERB, LimitTable
 from tests.fakes import FakeEngine, fake_info
 
 
@@ -57,7 +60,7 @@ def settings_for_tests(**sections: dict[str, Any]) -> config.Settings:
 class WorkerUnderTest:
     """One worker process and its engines. Use `running_worker`."""
 
-    def __init__(self, settings: config.Settings, models: list[str]) -> None:
+    def __init__(self, settings: config.Settings, models: list[str], *, with_tables: bool = True) -> None:
         ours, theirs = socket.socketpair()
         self.listener = socket.socket()
         self.listener.bind(("127.0.0.1", 0))
@@ -75,6 +78,9 @@ class WorkerUnderTest:
         self.engines: dict[str, FakeEngine] = {}
         self.generation = 0
         self.received: list[Any] = []
+        self.tables: dict[str, LimitTable] = {}
+        if with_tables and settings.security.rate_limiting_enabled:
+            self.tables["buckets"] = LimitTable(1)
         self._ready = threading.Event()
         self._pong = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -84,9 +90,10 @@ class WorkerUnderTest:
             worker=1,
             settings=config.encode(settings),
             listeners=["main"],
+            shared=list(self.tables),
             models=[{"name": name, "state": "loading", "detail": ""} for name in models],
         )
-        self.control.send(message, [self.listener.fileno()])
+        self.control.send(message, [self.listener.fileno(), *(table.fd for table in self.tables.values())])
 
     def wait_ready(self) -> None:
         if not self._ready.wait(20):
@@ -122,6 +129,9 @@ class WorkerUnderTest:
         self._reader.join(5)
         self.control.close()
         self.listener.close()
+        for table in self.tables.values():
+            table.worker_gone(1)
+            table.close()
         if self.process.poll() is None:
             try:
                 self.process.wait(5)
@@ -144,9 +154,16 @@ class WorkerUnderTest:
             elif isinstance(message, Pong):
                 self._pong.set()
             elif isinstance(message, Ask):
-                self.control.send(Answer(serial=message.serial, error="not_found"))
+                self.control.send(self._answer(message))
             elif isinstance(message, AuditAppend):
                 self.control.send(Answer(serial=message.serial))
+
+
+    def _answer(self, message: Ask) -> Answer:
+        if message.what != OWNER_VERB or "buckets" not in self.tables:
+            return Answer(serial=message.serial, error="not_found")
+        place = asyncio.run(self.tables["buckets"].owner(message.arguments, Caller(kind="worker", worker=1)))
+        return Answer(serial=message.serial, result=place)
 
 
 @contextlib.contextmanager
