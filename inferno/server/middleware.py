@@ -30,7 +30,7 @@ SECURITY_HEADERS: list[Header] = [
 ]
 _OVERRIDABLE = frozenset((b"content-security-policy", b"cache-control", b"cross-origin-resource-policy"))
 _HSTS: Header = (b"strict-transport-security", b"max-age=31536000")
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _IPV4 = re.compile(rb"(?:[0-9]{1,3}\.){3}[0-9]{1,3}")
 _CORS_METHODS = b"GET, POST, PATCH, DELETE"
 _CORS_HEADERS = re.compile(rb"[A-Za-z0-9, -]{0,2048}")
@@ -42,18 +42,20 @@ def new_request_id() -> str:
 
 
 class HostCheck:
-    """Which Host values are ours. An empty list: localhost, IP literals and this machine's own name."""
+    """Which Host values are ours. An empty list: localhost, IP literals and this machine's own name.
+
+    An entry is a name, `*.name` for every name below it, either with `:port` to ask for that port too.
+    """
 
     def __init__(self, allowed_hosts: Sequence[str], bind_host: str = "") -> None:
         self._known: dict[bytes, bool] = {}
-        if allowed_hosts:
-            self._names = frozenset(name.lower().rstrip(".").encode() for name in allowed_hosts)
-            self._literals = False
-        else:
+        self._literals = not allowed_hosts
+        if not allowed_hosts:
             own = socket.gethostname().lower()
-            names = {"localhost", own, own.split(".", 1)[0], bind_host.lower()} - {""}
-            self._names = frozenset(name.encode() for name in names)
-            self._literals = True
+            allowed_hosts = sorted({"localhost", own, own.split(".", 1)[0], bind_host} - {""})
+        entries = [entry.lower().encode() for entry in allowed_hosts]
+        self._names = frozenset(entry.rstrip(b".") for entry in entries if not entry.startswith(b"*."))
+        self._suffixes = tuple(entry[1:] for entry in entries if entry.startswith(b"*."))
 
     def allows(self, value: bytes) -> bool:
         known = self._known.get(value)
@@ -68,9 +70,13 @@ class HostCheck:
         if found is None:
             return False
         name = found[1].lower().rstrip(b".")
-        if name in self._names:
+        if self._literals and (name.startswith(b"[") or _IPV4.fullmatch(name) is not None):
             return True
-        return self._literals and (name.startswith(b"[") or _IPV4.fullmatch(name) is not None)
+        forms = (name, name + b":" + found[2]) if found[2] else (name,)
+        return any(
+            form in self._names or (not form.startswith(b".") and form.endswith(self._suffixes))
+            for form in forms
+        )
 
 
 class Cors:

@@ -17,8 +17,8 @@ from . import json_gate, schemas
 T = TypeVar("T")
 
 MAX_IGNORED = 32  # unknown fields that "report" names; more are refused
-_MISSING = re.compile(r"Object missing required field `([^`]{1,200})`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.{1,400})`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `([^`]+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d{1,9})\]")
 
 
@@ -97,6 +97,8 @@ def _fault(reason: str, path: str) -> ApiError:
         reason = "Not one of the allowed values"
     elif "matching regex" in reason:
         reason = "The text has not the expected form"
+    elif not reason.startswith("Expected ") or len(reason) > 200:
+        reason = "Not of the expected form"
     return ApiError("invalid_value", f"Invalid value: {reason}.", param=_printable(path) or None)
 
 
@@ -105,9 +107,7 @@ def _split(text: str) -> tuple[str, str]:
     start = text.rfind(" - at `")
     if start < 0:
         return text, ""
-    path = text[start + 7 :].rstrip("`")
-    if path.startswith("key in "):
-        path = path[7:].lstrip("`")
+    path = text[start + 7 :].rstrip("`").removeprefix("key` in `")
     return text[:start], path.removeprefix("$").removeprefix(".").replace("[...]", "")
 
 

@@ -1,0 +1,165 @@
+"""Deadlines that no setting shortens, with an Edge of short ones: slow bodies, slow readers, caps of the listener."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from inferno.server.protocol import Edge, EdgeProtocol
+
+HEAD = b"Host: localhost\r\n"
+GET = b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n"
+gone: list[str] = []
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Read the body; answer its size, or 64 MiB for /big. Notes when the client is gone."""
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            gone.append(scope["path"])
+            return
+        size += len(message["body"])
+        if not message["more_body"]:
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/big":
+        for _ in range(1024):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
+@pytest.fixture(scope="module")
+def edge() -> Edge:
+    return Edge(
+        max_body_bytes=1 << 20, body_seconds=0.6, write_stall_seconds=1.0, sweep_seconds=0.05, max_connections=30
+    )
+
+
+@pytest.fixture(scope="module")
+def port(edge: Edge) -> Iterator[int]:
+    config = uvicorn.Config(
+        application,
+        http=functools.partial(EdgeProtocol, edge=edge),  # type: ignore[arg-type]
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
+    server = uvicorn.Server(config)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(64)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def connect(port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    parts = []
+    while True:
+        try:
+            part = sock.recv(1 << 20)
+        except ConnectionResetError:
+            break
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
+def test_sec_158_a_body_that_trickles(port: int, framing: bytes) -> None:
+    started = time.monotonic()
+    with connect(port) as sock:
+        sock.sendall(b"POST /trickle HTTP/1.1\r\n" + HEAD + framing)
+        sock.settimeout(0.1)
+        raw = b""
+        while time.monotonic() - started < 5:
+            try:
+                sock.sendall(b"x")
+                part = sock.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not part:
+                break
+            raw += part
+    assert raw.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in raw
+    assert 0.5 < time.monotonic() - started < 3
+    assert gone[-1] == "/trickle"  # the application learned it
+
+
+def test_a_large_body_at_a_fair_pace_has_its_time(port: int) -> None:
+    """A second per 16 KiB on top: 64 KiB in a second are in time, though the base is 0.6 s."""
+    with connect(port) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 65536\r\n\r\n")
+        for _ in range(8):
+            sock.sendall(b"x" * 8192)
+            time.sleep(0.13)
+        assert b"65536" in sock.recv(65536)
+
+
+def test_sec_158_a_reader_that_stops(port: int, edge: Edge) -> None:
+    with connect(port) as sock:
+        sock.sendall(b"GET /big HTTP/1.1\r\n" + HEAD + b"\r\n")
+        assert sock.recv(1)
+        assert len(edge.connections) == 1
+        started = time.monotonic()
+        while edge.connections:
+            assert time.monotonic() - started < 5
+            time.sleep(0.02)
+        assert time.monotonic() - started > 0.9
+        assert len(read_all(sock)) < 64 << 20
+
+
+def test_a_reader_that_reads_gets_everything(port: int) -> None:
+    with connect(port) as sock:
+        sock.sendall(b"GET /big HTTP/1.1\r\n" + HEAD + b"Connection: close\r\n\r\n")
+        assert len(read_all(sock)) > 64 << 20
+
+
+def test_sec_161_the_cap_of_connections(port: int) -> None:
+    socks = [connect(port) for _ in range(30)]
+    try:
+        for sock in socks:
+            sock.sendall(GET)
+            assert b"200 OK" in sock.recv(65536)
+        with connect(port) as over:
+            over.sendall(GET)
+            raw = read_all(over)
+        assert raw.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"overloaded"' in raw
+        assert b"retry-after: 1\r\n" in raw
+    finally:
+        for sock in socks:
+            sock.close()
+    deadline = time.monotonic() + 5
+    while True:
+        with connect(port) as again:
+            again.sendall(GET)
+            if b"200 OK" in again.recv(65536):
+                break
+        assert time.monotonic() < deadline
