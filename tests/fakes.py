@@ -140,7 +140,10 @@ class FakeEngine:
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._is_closed = False
-        self._threads = [threading.Thread(target=self._read, daemon=True), threading.Thread(target=self._steps, daemon=True)]
+        self._threads = [
+            threading.Thread(target=self._read, daemon=True),
+            threading.Thread(target=self._steps, daemon=True),
+        ]
         self._channel.send(EngineHello(version=PROTOCOL_VERSION, model=self.info))
         for thread in self._threads:
             thread.start()
@@ -210,12 +213,18 @@ class FakeEngine:
             tail = bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
         if tail.startswith("!fail "):
             code = tail.split()[1]
-            self._channel.send(Failed(request=message.request, code=code, message="As asked.", param="messages"))
+            self._channel.send(
+                Failed(request=message.request, code=code, message="As asked.", param="messages")
+            )
             return
         left = self.info.context_size - len(tokens)
         if left < 1:
             text = f"The prompt has {len(tokens)} tokens, the context holds {self.info.context_size}."
-            self._channel.send(Failed(request=message.request, code="context_length_exceeded", message=text, param="messages"))
+            self._channel.send(
+                Failed(
+                    request=message.request, code="context_length_exceeded", message=text, param="messages"
+                )
+            )
             return
         self._prepared[message.request] = (tail, len(tokens))
         self._channel.send(
@@ -236,7 +245,9 @@ class FakeEngine:
                 seed = None if start.seed is None else start.seed + index
                 source = random.Random(seed)
                 answer = "".join(source.choices("abcdefgh", k=start.max_tokens)).encode()
-            choices.append(_Choice(start, index, answer, num_prompt, 0.05 if tail.startswith("!slow") else 0.0))
+            choices.append(
+                _Choice(start, index, answer, num_prompt, 0.05 if tail.startswith("!slow") else 0.0)
+            )
         with self._lock:
             self._running[start.request] = choices
         self._work.set()

@@ -21,13 +21,14 @@ from ..messages import WorkerSettings
 from ..pool.engines import Engines
 from ..security.addresses import ClientAddresses
 from ..security.limit_policy import FAMILIES
-from ..security.limit_table import OWNER_VERB, TABLE_NAME
 from ..security.limits import Limiter, LimitSettings
 from ..storage.bucket_store import attach_shared_buckets
 from .control import Control
 from .http import Scope
 from .metering import LimitMeter
 from .services import Services
+
+TABLE_NAME = "buckets"
 
 
 class Assembly:
@@ -89,7 +90,7 @@ async def assemble(
     shared: Mapping[str, int],
 ) -> Assembly:
     """Build the parts of a worker."""
-    limiter = await _limiter(settings, control, shared)
+    limiter = _limiter(message, settings, shared)
     services = Services(
         settings,
         engines,
@@ -99,7 +100,7 @@ async def assemble(
     return Assembly(services, limiter=limiter)
 
 
-async def _limiter(settings: config.Settings, control: Control, shared: Mapping[str, int]) -> Limiter | None:
+def _limiter(message: WorkerSettings, settings: config.Settings, shared: Mapping[str, int]) -> Limiter | None:
     """Return the limiter over Redis or the shared table; None where the supervisor made no table."""
     limits = LimitSettings.of(settings.security, settings.limits.on_failure)
     if settings.limits.url != "shm:":
@@ -111,5 +112,5 @@ async def _limiter(settings: config.Settings, control: Control, shared: Mapping[
         if settings.security.rate_limiting_enabled:
             raise StartError("rate limits are enabled, but the supervisor sent no table for them")
         return None
-    place = await control.ask(OWNER_VERB)
-    return Limiter(attach_shared_buckets(shared[TABLE_NAME], place["slot"], place["generation"]), limits)
+    slot, generation = message.table_arguments[TABLE_NAME]
+    return Limiter(attach_shared_buckets(shared[TABLE_NAME], slot, generation), limits)

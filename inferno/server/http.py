@@ -26,7 +26,9 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON_TYPE: Header = (b"content-type", b"application/json")
-_MEDIA_TYPE = re.compile(rb"application/json[ \t]*(;[ \t]*charset[ \t]*=[ \t]*\"?utf-8\"?[ \t]*)?", re.IGNORECASE)
+_MEDIA_TYPE = re.compile(
+    rb"application/json[ \t]*(;[ \t]*charset[ \t]*=[ \t]*\"?utf-8\"?[ \t]*)?", re.IGNORECASE
+)
 _ENCODER = msgspec.json.Encoder()
 encode_json = _ENCODER.encode
 
@@ -50,7 +52,18 @@ class Context:
 class Request:
     """One request as handlers see it."""
 
-    __slots__ = ("_max_body_bytes", "_watcher", "context", "headers", "is_gone", "method", "params", "query", "raw_path", "receive")
+    __slots__ = (
+        "_max_body_bytes",
+        "_watcher",
+        "context",
+        "headers",
+        "is_gone",
+        "method",
+        "params",
+        "query",
+        "raw_path",
+        "receive",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, params: dict[str, str], max_body_bytes: int) -> None:
         self.context: Context = scope["inferno"]
@@ -159,7 +172,12 @@ def json_reply(value: Any, *, status: int = 200, headers: list[Header] | None = 
 def to_api_error(error: EngineError) -> ApiError:
     """Translate an engine's fault at the front's edge."""
     retry_after = error.retry_after
-    if retry_after is None and error.code in ("engine_failed", "engine_restarting", "overloaded", "rate_limit_exceeded"):
+    if retry_after is None and error.code in (
+        "engine_failed",
+        "engine_restarting",
+        "overloaded",
+        "rate_limit_exceeded",
+    ):
         retry_after = 2.0
     return ApiError(error.code, error.message, param=error.param, retry_after=retry_after)
 

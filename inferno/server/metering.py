@@ -50,10 +50,17 @@ class LimitMeter:
         return lease
 
     async def tokens(
-        self, context: Context, principal: Principal, num_prompt_tokens: int, max_tokens: int | None, context_left: int
+        self,
+        context: Context,
+        principal: Principal,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        context_left: int,
     ) -> Reservation:
         account, key = subjects(principal)
-        reservation = await self.limiter.reserve_tokens(account, key, num_prompt_tokens, max_tokens, context_left)
+        reservation = await self.limiter.reserve_tokens(
+            account, key, num_prompt_tokens, max_tokens, context_left
+        )
         if isinstance(reservation, Decision):
             self._refuse(context, reservation, "tokens", num_tokens=num_prompt_tokens + (max_tokens or 1))
         context.decisions.append(reservation.decision)
@@ -65,7 +72,8 @@ class LimitMeter:
         if decision.unavailable:
             raise ApiError("store_unavailable", "The limits cannot be asked now.")
         if decision.too_large:
-            message = f"The request may use {num_tokens} tokens; the limit's size is {decision.limit} a minute."
+            message = (
+                f"The request may use {num_tokens} tokens; the limit's size is {decision.limit} a minute."
+            )
             raise ApiError("tokens_exceed_limit", message, param="max_tokens")
         raise ApiError("rate_limit_exceeded", f"The limit of {what} is reached (policy {decision.policy}).")
-

@@ -152,7 +152,11 @@ class Shell:
                 message["headers"] = [
                     *own,
                     (b"x-request-id", context.request_id.encode()),
-                    *(SECURITY_HEADERS if not overridden else [h for h in SECURITY_HEADERS if h[0] not in overridden]),
+                    *(
+                        SECURITY_HEADERS
+                        if not overridden
+                        else [h for h in SECURITY_HEADERS if h[0] not in overridden]
+                    ),
                     *limit_headers.headers(context.decisions),
                     *extra,
                 ]
@@ -174,7 +178,9 @@ class Shell:
             logger.exception("request %s failed: %s", context.request_id, type(error).__name__)
             if has_started:
                 raise
-            await send_reply(send_with_headers, error_reply(ApiError("internal_error", "Something went wrong here.")))
+            await send_reply(
+                send_with_headers, error_reply(ApiError("internal_error", "Something went wrong here."))
+            )
 
     def _host_is_ours(self, headers: Sequence[Header]) -> bool:
         values = [value for name, value in headers if name == b"host"]

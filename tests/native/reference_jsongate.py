@@ -63,7 +63,12 @@ def check(
 
     try:
         value = json.loads(
-            text, object_pairs_hook=members, parse_int=integer, parse_float=real, parse_constant=constant, strict=True
+            text,
+            object_pairs_hook=members,
+            parse_int=integer,
+            parse_float=real,
+            parse_constant=constant,
+            strict=True,
         )
         _walk(value, max_items)
     except _Refused as refusal:

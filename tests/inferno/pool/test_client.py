@@ -45,7 +45,10 @@ class Engine:
         self.front, sock = socket.socketpair()
         self.channel = AsyncChannel(sock, FrontToEngine, max_frame_bytes=MAX_ENGINE_FRAME)
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self.channel.start(lambda message, descriptors: self.inbox.put_nowait(message), lambda error: self.inbox.put_nowait(None))
+        self.channel.start(
+            lambda message, descriptors: self.inbox.put_nowait(message),
+            lambda error: self.inbox.put_nowait(None),
+        )
 
     def hello(self, version: int = PROTOCOL_VERSION) -> None:
         self.channel.send(EngineHello(version=version, model=fake_info()))
@@ -114,7 +117,10 @@ def test_close_cancels_what_runs_and_drops_what_waits() -> None:
         call.close()
         with pytest.raises(EngineError):
             await task
-        told = {type(message): message.request for message in (await engine.next(object), await engine.next(object))}
+        told = {
+            type(message): message.request
+            for message in (await engine.next(object), await engine.next(object))
+        }
         assert told == {Cancel: request, Drop: asked.request}
         # late answers to closed requests are nothing
         engine.channel.send(Step(events=[Event(request, 0, 1, "late")]))
@@ -179,7 +185,9 @@ def test_failed_reaches_whoever_waits() -> None:
         task = asyncio.ensure_future(call.prepare(TAG, TextPrompt(text="x")))
         asked = await engine.next(Prepare)
         engine.channel.send(
-            Failed(request=asked.request, code="context_length_exceeded", message="10 and 5", param="messages")
+            Failed(
+                request=asked.request, code="context_length_exceeded", message="10 and 5", param="messages"
+            )
         )
         with pytest.raises(EngineError) as caught:
             await task

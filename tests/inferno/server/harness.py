@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from inferno import config
+from inferno.cli.server_parts import BucketsTable
 from inferno.errors import ProtocolError
 from inferno.ipc import BlockingChannel
 from inferno.messages import (
@@ -32,8 +32,6 @@ from inferno.messages import (
     WorkerSettings,
     WorkerToSupervisor,
 )
-from inferno.pool.verbs import Caller
-from inferno.security.limit_table import OWNER_VERB, LimitTable
 from tests.fakes import FakeEngine, fake_info
 
 
@@ -78,9 +76,9 @@ class WorkerUnderTest:
         self.engines: dict[str, FakeEngine] = {}
         self.generation = 0
         self.received: list[Any] = []
-        self.tables: dict[str, LimitTable] = {}
+        self.tables: dict[str, BucketsTable] = {}
         if with_tables and settings.security.rate_limiting_enabled:
-            self.tables["buckets"] = LimitTable(1)
+            self.tables["buckets"] = BucketsTable(1)
         self._ready = threading.Event()
         self._pong = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -91,6 +89,7 @@ class WorkerUnderTest:
             settings=config.encode(settings),
             listeners=["main"],
             shared=list(self.tables),
+            table_arguments={name: table.worker_started(1) for name, table in self.tables.items()},
             models=[{"name": name, "state": "loading", "detail": ""} for name in models],
         )
         self.control.send(message, [self.listener.fileno(), *(table.fd for table in self.tables.values())])
@@ -154,16 +153,9 @@ class WorkerUnderTest:
             elif isinstance(message, Pong):
                 self._pong.set()
             elif isinstance(message, Ask):
-                self.control.send(self._answer(message))
+                self.control.send(Answer(serial=message.serial, error="not_found"))
             elif isinstance(message, AuditAppend):
                 self.control.send(Answer(serial=message.serial))
-
-
-    def _answer(self, message: Ask) -> Answer:
-        if message.what != OWNER_VERB or "buckets" not in self.tables:
-            return Answer(serial=message.serial, error="not_found")
-        place = asyncio.run(self.tables["buckets"].owner(message.arguments, Caller(kind="worker", worker=1)))
-        return Answer(serial=message.serial, result=place)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,13 @@ class Answer:
 
 
 def call(
-    app: Any, path: str, method: str = "GET", *, headers: dict[str, str] | None = None, body: bytes = b"", scheme: str = "http"
+    app: Any,
+    path: str,
+    method: str = "GET",
+    *,
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    scheme: str = "http",
 ) -> Answer:
     raw, _, query = path.partition("?")
     given = {"host": "localhost", **(headers or {})}
@@ -80,7 +86,20 @@ def test_health_and_readiness() -> None:
     assert call(app, "/").headers[b"content-type"].startswith(b"text/html")
 
 
-@pytest.mark.parametrize("host", ["evil.invalid", "-", "localhost/x", "localhost:x", "a b", "", "127.0.0.1.evil.invalid", "localhost.evil.invalid", "[::1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.invalid",
+        "-",
+        "localhost/x",
+        "localhost:x",
+        "a b",
+        "",
+        "127.0.0.1.evil.invalid",
+        "localhost.evil.invalid",
+        "[::1",
+    ],
+)
 def test_sec_162_foreign_hosts(host: str) -> None:
     app = app_of()
     answer = call(app, "/v1/models", headers={"host": host})
@@ -88,7 +107,9 @@ def test_sec_162_foreign_hosts(host: str) -> None:
     assert call(app, "/healthz", headers={"host": host}).status == 200
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "192.0.2.5", "localhost."])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "192.0.2.5", "localhost."]
+)
 def test_sec_162_own_hosts(host: str) -> None:
     assert call(app_of(), "/v1/models", headers={"host": host}).status == 200
 
@@ -110,12 +131,17 @@ def test_sec_162_wildcard_hosts_cover_names_below_only() -> None:
 ORIGIN = "https://app.example.com"
 
 
-@pytest.mark.parametrize("origin", ["https://evil.invalid", "null", f"{ORIGIN}.evil.invalid", "http://app.example.com", ORIGIN + "/"])
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.invalid", "null", f"{ORIGIN}.evil.invalid", "http://app.example.com", ORIGIN + "/"],
+)
 def test_sec_163_foreign_origins_get_nothing(origin: str) -> None:
     for app in (app_of(), app_of(cors_origins=[ORIGIN])):
         answer = call(app, "/v1/models", headers={"origin": origin})
         assert not [name for name in answer.headers if name.startswith(b"access-control")]
-        preflight = call(app, "/v1/models", "OPTIONS", headers={"origin": origin, "access-control-request-method": "GET"})
+        preflight = call(
+            app, "/v1/models", "OPTIONS", headers={"origin": origin, "access-control-request-method": "GET"}
+        )
         assert not [name for name in preflight.headers if name.startswith(b"access-control")]
 
 
@@ -129,13 +155,20 @@ def test_sec_163_an_exact_origin_may_call() -> None:
         app,
         "/v1/models",
         "OPTIONS",
-        headers={"origin": ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "authorization"},
+        headers={
+            "origin": ORIGIN,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization",
+        },
     )
     assert preflight.status == 204
     assert preflight.headers[b"access-control-allow-headers"] == b"authorization"
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/json; charset=utf-16", "-", "application/jsonx", ""])
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "multipart/form-data", "application/json; charset=utf-16", "-", "application/jsonx", ""],
+)
 def test_sec_114_only_json_is_read(kind: str) -> None:
     answer = call(app_of(), "/v1/chat/completions", "POST", headers={"content-type": kind}, body=b"{}")
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
@@ -148,7 +181,9 @@ def test_sec_113_compressed_bodies_are_not_read() -> None:
 
 def test_the_body_limit_also_holds_above_the_protocol() -> None:
     headers = {"content-type": "application/json"}
-    answer = call(app_of(max_body_bytes=1024), "/v1/chat/completions", "POST", headers=headers, body=b" " * 1025)
+    answer = call(
+        app_of(max_body_bytes=1024), "/v1/chat/completions", "POST", headers=headers, body=b" " * 1025
+    )
     assert (answer.status, answer.code) == (413, "request_too_large")
 
 
@@ -230,7 +265,15 @@ class _NobodyIsKnown(OpenAuthenticator):
 def test_sec_075_without_a_credential_everything_but_public_routes_is_401() -> None:
     made = Services(settings_for_tests(), Engines(), authenticator=_NobodyIsKnown())
     app = create_app(made)
-    for path in ("/v1/models", "/v1/models/x", "/v1/chat/completions", "/v1/unknown", "/api/v1/unknown", "/v1", "/api/v1"):
+    for path in (
+        "/v1/models",
+        "/v1/models/x",
+        "/v1/chat/completions",
+        "/v1/unknown",
+        "/api/v1/unknown",
+        "/v1",
+        "/api/v1",
+    ):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"):
             answer = call(app, path, method)
             assert answer.status == 401, (path, method)

@@ -41,7 +41,11 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture(scope="module")
 def edge() -> Edge:
     return Edge(
-        max_body_bytes=1 << 20, body_seconds=0.6, write_stall_seconds=1.0, sweep_seconds=0.05, max_connections=30
+        max_body_bytes=1 << 20,
+        body_seconds=0.6,
+        write_stall_seconds=1.0,
+        sweep_seconds=0.05,
+        max_connections=30,
     )
 
 
@@ -88,7 +92,9 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"]
+)
 def test_sec_158_a_body_that_trickles(port: int, framing: bytes) -> None:
     started = time.monotonic()
     with connect(port) as sock:

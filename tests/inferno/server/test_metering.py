@@ -33,8 +33,14 @@ def chat(worker: WorkerUnderTest, text: str, **fields: Any) -> httpx.Response:
 
 def test_lim_6_headers_on_success_and_error() -> None:
     with limited() as worker:
-        for answer in (chat(worker, "x"), chat(worker, "!fail template_failed"), httpx.get(f"{worker.base_url}/v1/none")):
-            assert answer.headers["ratelimit-policy"].startswith('"minute";q=1000;w=60, "hour";q=10000;w=3600')
+        for answer in (
+            chat(worker, "x"),
+            chat(worker, "!fail template_failed"),
+            httpx.get(f"{worker.base_url}/v1/none"),
+        ):
+            assert answer.headers["ratelimit-policy"].startswith(
+                '"minute";q=1000;w=60, "hour";q=10000;w=3600'
+            )
             assert answer.headers["ratelimit"].startswith('"minute";r=')
             assert answer.headers["x-ratelimit-limit-requests"] == "1000"
             assert "retry-after" not in answer.headers
@@ -66,7 +72,10 @@ def test_lim_9_not_found_options_and_head_are_counted() -> None:
 
 def test_lim_1_the_source_comes_first() -> None:
     with limited(max_requests_per_minute_per_ip=3) as worker:
-        statuses = [httpx.get(f"{worker.base_url}/{path}").status_code for path in ("", "nothing", "v1/models", "v1/models")]
+        statuses = [
+            httpx.get(f"{worker.base_url}/{path}").status_code
+            for path in ("", "nothing", "v1/models", "v1/models")
+        ]
         assert statuses == [200, 404, 200, 429]
 
 
@@ -76,7 +85,9 @@ def test_lim_8_streams_hold_a_slot_until_their_end() -> None:
         results: list[int] = []
 
         def hold() -> None:
-            results.append(httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=20).status_code)
+            results.append(
+                httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=20).status_code
+            )
 
         threads = [threading.Thread(target=hold) for _ in range(2)]
         for thread in threads:

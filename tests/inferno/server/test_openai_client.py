@@ -14,7 +14,14 @@ from inferno.messages import Cancel, Start
 
 from .harness import WorkerUnderTest, running_worker
 
-TEXTS = ["plain", "héllo wörld", "日本語テキスト", "👨‍👩‍👧‍👦 family 🏴󠁧󠁢󠁥󠁮󠁧󠁿", "mixed 日本 😀 end", "a\nb\t\"quoted\" \\ </s>"]
+TEXTS = [
+    "plain",
+    "héllo wörld",
+    "日本語テキスト",
+    "👨‍👩‍👧‍👦 family 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+    "mixed 日本 😀 end",
+    'a\nb\t"quoted" \\ </s>',
+]
 
 
 def user(text: str) -> list[Any]:
@@ -33,7 +40,10 @@ def test_model_with_a_slash_is_found_by_its_exact_name() -> None:
         assert made.models.retrieve("org/repo").id == "org/repo"
         assert httpx.get(f"{worker.base_url}/v1/models/org/repo").status_code == 404
         assert httpx.get(f"{worker.base_url}/v1/models/org%2Frepo").status_code == 200
-        assert httpx.get(f"{worker.base_url}/v1/models/org%2F..%2Frepo").json()["error"]["code"] == "model_not_found"
+        assert (
+            httpx.get(f"{worker.base_url}/v1/models/org%2F..%2Frepo").json()["error"]["code"]
+            == "model_not_found"
+        )
         made.close()
 
 
@@ -98,9 +108,7 @@ def test_n_answers(client: openai.OpenAI) -> None:
 
 
 def test_logprobs(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model="fake", messages=user("aé"), logprobs=True, top_logprobs=2
-    )
+    answer = client.chat.completions.create(model="fake", messages=user("aé"), logprobs=True, top_logprobs=2)
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
@@ -108,7 +116,9 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert logprobs.content[0].token == "a"
     assert [entry.token for entry in logprobs.content[0].top_logprobs] == ["a", "?"]
     chunks = list(
-        client.chat.completions.create(model="fake", messages=user("aé"), logprobs=True, top_logprobs=2, stream=True)
+        client.chat.completions.create(
+            model="fake", messages=user("aé"), logprobs=True, top_logprobs=2, stream=True
+        )
     )
     entries = [
         entry
@@ -142,13 +152,20 @@ def test_stop_never_leaks(client: openai.OpenAI, stop: Any) -> None:
     answer = client.chat.completions.create(model="fake", messages=user("before xyz after"), stop=stop)
     assert answer.choices[0].message.content == "before "
     assert answer.choices[0].finish_reason == "stop"
-    chunks = client.chat.completions.create(model="fake", messages=user("before xyz after"), stop=stop, stream=True)
+    chunks = client.chat.completions.create(
+        model="fake", messages=user("before xyz after"), stop=stop, stream=True
+    )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "before "
 
 
 def test_prompt_shapes(client: openai.OpenAI) -> None:
     several = client.completions.create(model="fake", prompt=["one", "two"], n=2)
-    assert [(choice.index, choice.text) for choice in several.choices] == [(0, "one"), (1, "one"), (2, "two"), (3, "two")]
+    assert [(choice.index, choice.text) for choice in several.choices] == [
+        (0, "one"),
+        (1, "one"),
+        (2, "two"),
+        (3, "two"),
+    ]
     assert client.completions.create(model="fake", prompt=[104, 105]).choices[0].text == "hi"
     lists = client.completions.create(model="fake", prompt=[[104], [105]])
     assert [choice.text for choice in lists.choices] == ["h", "i"]
@@ -160,7 +177,10 @@ def test_prompt_shapes(client: openai.OpenAI) -> None:
 
 def test_tokenize_and_detokenize(worker: WorkerUnderTest) -> None:
     url = f"{worker.base_url}/v1"
-    assert httpx.post(f"{url}/tokenize", json={"prompt": "hi"}).json() == {"tokens": [256, 104, 105], "count": 3}
+    assert httpx.post(f"{url}/tokenize", json={"prompt": "hi"}).json() == {
+        "tokens": [256, 104, 105],
+        "count": 3,
+    }
     chat = httpx.post(f"{url}/tokenize", json={"model": "fake", "messages": user("hi")}).json()
     assert chat["count"] == len(chat["tokens"]) > 3
     assert httpx.post(f"{url}/detokenize", json={"tokens": [104, 105]}).json() == {"text": "hi"}
@@ -251,7 +271,9 @@ def test_engine_death_costs_its_requests_only() -> None:
         assert caught.value.code == "engine_restarting"
         assert caught.value.response.headers["retry-after"] == "3"
         worker.engine_up()
-        assert made.chat.completions.create(model="fake", messages=user("x")).choices[0].message.content == "x"
+        assert (
+            made.chat.completions.create(model="fake", messages=user("x")).choices[0].message.content == "x"
+        )
         made.close()
 
 
@@ -263,7 +285,9 @@ def test_async_client_with_many_streams(worker: WorkerUnderTest) -> None:
         return "".join(parts) == text
 
     async def run() -> list[bool]:
-        async with openai.AsyncOpenAI(base_url=f"{worker.base_url}/v1", api_key="unused", max_retries=0) as made:
+        async with openai.AsyncOpenAI(
+            base_url=f"{worker.base_url}/v1", api_key="unused", max_retries=0
+        ) as made:
             return await asyncio.gather(*(one(made, index) for index in range(64)))
 
     assert all(asyncio.run(run()))

@@ -26,7 +26,9 @@ def parse_chat(**fields: Any) -> schemas.ChatRequest:
 
 def parse_completion(**fields: Any) -> schemas.CompletionRequest:
     body = {"prompt": "x", **fields}
-    parsed, _ = parse(json.dumps(body).encode(), schemas.CompletionRequest, refused=schemas.REFUSED_COMPLETION)
+    parsed, _ = parse(
+        json.dumps(body).encode(), schemas.CompletionRequest, refused=schemas.REFUSED_COMPLETION
+    )
     completions.check(parsed)
     completions.engine_prompts(parsed, can_use_special=False)
     return parsed
@@ -115,7 +117,16 @@ def test_sec_108_stop_strings() -> None:
 
 def test_sec_109_logit_bias() -> None:
     assert parse_chat(logit_bias={"5": -100, "6": 100}).sampling().logit_bias == {5: -100.0, 6: 100.0}
-    for bad in ({"-1": 0}, {"x": 0}, {"5": 101}, {"5": "1"}, {"4294967296": 0}, {"99999999999": 0}, {" 5": 0}, []):
+    for bad in (
+        {"-1": 0},
+        {"x": 0},
+        {"5": 101},
+        {"5": "1"},
+        {"4294967296": 0},
+        {"99999999999": 0},
+        {" 5": 0},
+        [],
+    ):
         with pytest.raises(ApiError) as caught:
             parse_chat(logit_bias=bad)
         assert caught.value.code == "invalid_value"
@@ -153,7 +164,9 @@ def test_sec_116_messages() -> None:
     refusal("missing_required_parameter", "messages[0].content", messages=[{"role": "user"}])
     refusal("invalid_value", "messages[0].content", messages=[{"role": "user", "content": None}])
     refusal("invalid_value", "messages[1].content", messages=[*USER, {"role": "assistant", "content": None}])
-    refusal("missing_required_parameter", "messages[0].tool_call_id", messages=[{"role": "tool", "content": "x"}])
+    refusal(
+        "missing_required_parameter", "messages[0].tool_call_id", messages=[{"role": "tool", "content": "x"}]
+    )
     refusal("unknown_parameter", "messages[0].extra", messages=[{"role": "user", "content": "x", "extra": 1}])
     refusal("invalid_value", "messages[0].content", messages=[{"role": "user", "content": []}])
     refusal("invalid_value", "messages", messages=USER * 10_001)
@@ -168,14 +181,22 @@ def test_sec_167_media_parts_are_refused(kind: str) -> None:
         "messages[0].content[1]",
         messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, part]}],
     )
-    refusal("invalid_value", "messages[0].content[0].type", messages=[{"role": "user", "content": [{"type": "odd"}]}])
+    refusal(
+        "invalid_value",
+        "messages[0].content[0].type",
+        messages=[{"role": "user", "content": [{"type": "odd"}]}],
+    )
 
 
 def test_messages_as_templates_get_them() -> None:
     parsed = parse_chat(
         messages=[
             {"role": "developer", "content": "be brief", "name": None},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "ann"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                "name": "ann",
+            },
             {
                 "role": "assistant",
                 "content": None,
@@ -184,7 +205,9 @@ def test_messages_as_templates_get_them() -> None:
                 "audio": None,
                 "function_call": None,
                 "reasoning_content": "hm",
-                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                ],
             },
             {"role": "tool", "content": "42", "tool_call_id": "c1"},
             {"role": "assistant", "content": None, "refusal": "no"},
@@ -320,7 +343,21 @@ def test_completion_prompts() -> None:
     assert shapes(["a", "b"]) == ["a", "b"]
     assert shapes([1, 2]) == [[1, 2]]
     assert shapes([[1], [2, 3]]) == [[1], [2, 3]]
-    for bad in ([], [[]], ["a", 1], [1, [2]], [-1], [1 << 31], [[-1]], None, 5, {"a": 1}, [True], [1.5], ["a"] * 65):
+    for bad in (
+        [],
+        [[]],
+        ["a", 1],
+        [1, [2]],
+        [-1],
+        [1 << 31],
+        [[-1]],
+        None,
+        5,
+        {"a": 1},
+        [True],
+        [1.5],
+        ["a"] * 65,
+    ):
         with pytest.raises(ApiError) as caught:
             parse_completion(prompt=bad)
         assert caught.value.status == 400
@@ -336,7 +373,23 @@ def test_completion_prompts() -> None:
 def test_sec_127_model_names() -> None:
     for name in ("a", "a" * 128, "org/repo", "llama-3.2:1b", "default", None):
         check_model_name(name)
-    for name in ("a" * 129, ".", "..", "", "CON", "con.gguf", "a.gguf ", "../x", "a/../b", "a//b", "/a", "a\n", "é", "a\\b", "-"):
+    for name in (
+        "a" * 129,
+        ".",
+        "..",
+        "",
+        "CON",
+        "con.gguf",
+        "a.gguf ",
+        "../x",
+        "a/../b",
+        "a//b",
+        "/a",
+        "a\n",
+        "é",
+        "a\\b",
+        "-",
+    ):
         with pytest.raises(ApiError):
             check_model_name(name)
 
@@ -355,7 +408,11 @@ def test_a_body_is_an_object(body: bytes) -> None:
 
 FIELDS = sorted({*schemas.ChatRequest.__struct_fields__, *schemas.REFUSED, "foo", "chat_template"})
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )

@@ -149,7 +149,9 @@ def test_sec_160_ambiguous_requests_are_refused_and_closed(edge: WorkerUnderTest
     check_refusal(raw_exchange(edge.port, SMUGGLING[name]), 400, "invalid_request")
 
 
-@pytest.mark.parametrize("name", ["two lengths", "trailer", "chunk too long", "bare line feed in headers", "signed chunk"])
+@pytest.mark.parametrize(
+    "name", ["two lengths", "trailer", "chunk too long", "bare line feed in headers", "signed chunk"]
+)
 def test_sec_160_also_byte_by_byte(edge: WorkerUnderTest, name: str) -> None:
     with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +196,9 @@ def test_sec_112_body_limit_by_length(edge: WorkerUnderTest) -> None:
     exact = POST + b"Content-Length: 65536\r\n\r\n" + body
     status, _, answer = parse(raw_exchange(edge.port, exact, timeout=1))
     assert (status, json.loads(answer)["error"]["param"]) == (400, "user")
-    check_refusal(raw_exchange(edge.port, POST + b"Content-Length: 65537\r\n\r\n" + body), 413, "request_too_large")
+    check_refusal(
+        raw_exchange(edge.port, POST + b"Content-Length: 65537\r\n\r\n" + body), 413, "request_too_large"
+    )
 
 
 def test_sec_112_body_limit_while_chunks_arrive(edge: WorkerUnderTest) -> None:
@@ -217,7 +221,9 @@ def test_chunked_bodies_work_at_every_split(edge: WorkerUnderTest) -> None:
 def test_pipelined_requests_are_answered_in_order(edge: WorkerUnderTest) -> None:
     chunked = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
     with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
-        sock.sendall(OK + chunked + b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n" + OK + SMUGGLING["two hosts"])
+        sock.sendall(
+            OK + chunked + b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n" + OK + SMUGGLING["two hosts"]
+        )
         raw = b""
         while part := sock.recv(65536):
             raw += part

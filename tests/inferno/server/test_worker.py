@@ -25,7 +25,9 @@ def stream(worker: WorkerUnderTest, text: str, results: list[Any]) -> threading.
         body = {"messages": [{"role": "user", "content": text}], "stream": True}
         try:
             answer = httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=30)
-            chunks = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+            chunks = [
+                json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")
+            ]
             results.append("".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks))
         except httpx.HTTPError as error:
             results.append(error)
@@ -130,17 +132,35 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = st.sampled_from(["messages", "model", "stream", "n", "temperature", "stop", "tools", "logit_bias", "prompt", "tokens", "foo"])
+NAMES = st.sampled_from(
+    [
+        "messages",
+        "model",
+        "stream",
+        "n",
+        "temperature",
+        "stop",
+        "tools",
+        "logit_bias",
+        "prompt",
+        "tokens",
+        "foo",
+    ]
+)
 # The content is no string in any of them, so none is a request that could be answered.
 MALFORMED = (
     st.lists(FRAGMENTS, max_size=14).map(b"".join)
     | st.binary(max_size=60)
-    | st.dictionaries(NAMES, VALUES, max_size=5).map(lambda value: json.dumps({**value, "bad field": 1}).encode())
+    | st.dictionaries(NAMES, VALUES, max_size=5).map(
+        lambda value: json.dumps({**value, "bad field": 1}).encode()
+    )
 )
 
 
 @settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=1000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(body=MALFORMED, route=st.sampled_from(["chat/completions", "completions", "tokenize", "detokenize"]))
 def check_malformed(client: httpx.Client, body: bytes, route: str) -> None:
@@ -156,5 +176,8 @@ def test_a_thousand_malformed_bodies(worker: WorkerUnderTest) -> None:
         check_malformed(client)
         assert client.get("/readyz").status_code == 200
         good = {"messages": [{"role": "user", "content": "still here"}]}
-        assert client.post("/v1/chat/completions", json=good).json()["choices"][0]["message"]["content"] == "still here"
+        assert (
+            client.post("/v1/chat/completions", json=good).json()["choices"][0]["message"]["content"]
+            == "still here"
+        )
     assert worker.process.poll() is None
