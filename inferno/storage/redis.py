@@ -5,8 +5,7 @@ clock. Does not know whose buckets these are. Runs in the front workers, and in 
 
 A settlement waits for nobody: it is queued and sent by a task, again after a failure. A hold that is neither settled nor
 renewed, because its host died, ends by itself: a concurrency slot after LEASE_SECONDS, while a reservation of tokens
-stays charged and is given back by time as any charge is. Keys hold digests, not names, and share one hash tag so that a
-cluster keeps them on one node.
+stays charged and is given back by time as any charge is. Keys hold digests, not names.
 """
 
 from __future__ import annotations
@@ -32,7 +31,12 @@ PREFIX = "inferno:{limits}:"
 LEASE_SECONDS = 60
 RENEW_SECONDS = 20
 HOLD_TTL_SECONDS = 3600
-TIMEOUT_SECONDS = 0.5
+TIMEOUT_SECONDS = 2.0
+MAX_CONNECTIONS = 16
+POOL_TIMEOUT_SECONDS = 2.0
+# Redis forgets a bucket this long after it is full again, so that a flood of sources leaves soon.
+SLACK_MS = 1000
+INJECTED_CLOCK_SLACK_MS = 86_400_000
 RETRY_SECONDS = 1.0
 MAX_PENDING = 100_000
 
@@ -65,18 +69,22 @@ class RedisBuckets:
         prefix: str = PREFIX,
     ) -> None:
         self.families = tuple(families)
-        self._client = redis.asyncio.from_url(
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=POOL_TIMEOUT_SECONDS,
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
+            protocol=2,  # its greeting is one round trip less
             retry=Retry(NoBackoff(), 0),  # a charge that may have happened is not sent again
         )
+        self._client = redis.asyncio.Redis.from_pool(pool)
         self._prefix = prefix
         self._owner_key = self._owner_name(owner)
         self._now_us = now_us
-        self._slack_ms = 60_000 if now_us is None else 86_400_000
+        self._slack_ms = SLACK_MS if now_us is None else INJECTED_CLOCK_SLACK_MS
         self._breaker_seconds = breaker_seconds
-        self._closed_until = 0.0
+        self._down_until = 0.0
         common = _script("buckets_common")
         self._take_script = self._client.register_script(common + _script("buckets_take"))
         self._settle_script = self._client.register_script(common + _script("buckets_settle"))
@@ -92,19 +100,22 @@ class RedisBuckets:
         return await self._run_take(parts, cost, -1, None)
 
     async def hold(self, parts: tuple[Part, ...], cost: int, spent: int = 0) -> RedisOutcome:
+        self._refuse_while_down()
         hold = f"{self._prefix}hold:{secrets.token_hex(12)}"
-        outcome = await self._run_take(parts, cost, spent, hold)
+        outcome = None
+        try:
+            outcome = await self._run_take(parts, cost, spent, hold)
+        finally:
+            if outcome is None:  # cancelled or no answer: it may have been charged, and nobody will settle it
+                self._queue(hold, 0)
         if outcome.status == ADMITTED:
             self._open[hold] = spent
-            if self._upkeep is None:
-                self._upkeep = asyncio.create_task(self._keep_up())
+            self._start_upkeep()
         return outcome
 
     def settle(self, hold: HoldId, spent: int) -> None:
-        name = str(hold)
-        if self._open.pop(name, None) is not None and len(self._pending) < MAX_PENDING:
-            self._pending[name] = spent
-            self._wake.set()
+        if self._open.pop(str(hold), None) is not None:
+            self._queue(str(hold), spent)
 
     def note(self, hold: HoldId, spent: int) -> None:
         if str(hold) in self._open:
@@ -151,6 +162,16 @@ class RedisBuckets:
         await self._client.aclose()
 
     # --- private
+
+    def _queue(self, hold: str, spent: int) -> None:
+        if len(self._pending) < MAX_PENDING:
+            self._pending[hold] = spent
+            self._wake.set()
+            self._start_upkeep()
+
+    def _start_upkeep(self) -> None:
+        if self._upkeep is None and not self._closing:
+            self._upkeep = asyncio.create_task(self._keep_up())
 
     async def _run_take(
         self, parts: tuple[Part, ...], cost: int, spent: int, hold: str | None
@@ -201,13 +222,16 @@ class RedisBuckets:
                 )
         return tuple(states)
 
-    async def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
-        if time.monotonic() < self._closed_until:
+    def _refuse_while_down(self) -> None:
+        if time.monotonic() < self._down_until:
             raise StoreUnavailable("the limit store failed a moment ago")
+
+    async def _run(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+        self._refuse_while_down()
         try:
             return await cast(Awaitable[Any], script(keys=keys, args=arguments))
         except (RedisError, OSError, TimeoutError) as error:
-            self._closed_until = time.monotonic() + self._breaker_seconds
+            self._down_until = time.monotonic() + self._breaker_seconds
             raise StoreUnavailable(f"the limit store failed: {type(error).__name__}") from error
 
     async def _keep_up(self) -> None:
