@@ -7,7 +7,7 @@ BOOT := $(PYTHON) deploy/bootstrap.py
 # Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
 PYTEST ?= tests
 
-.PHONY: serve test env lint unit sanitize ci-deps lock clean help llama-wheel
+.PHONY: serve test env lint unit sanitize fuzz-gguf ci-deps lock clean help llama-wheel
 
 help:
 	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make unit      tests without real processes"
 	@echo "make sanitize  native tests under AddressSanitizer and UBSan"
+	@echo "make fuzz-gguf SECONDS=60   the model verifier against the reference parser (needs clang)"
 	@echo "make ci-deps   packages that only CI needs (root, apt)"
 	@echo "make lock      refresh deploy/requirements.lock"
 
@@ -39,6 +40,9 @@ lint: env
 
 sanitize: env
 	$(PY) deploy/sanitize.py
+
+fuzz-gguf: env
+	$(PY) tests/fuzz/fuzz_gguf.py $(or $(SECONDS),60)
 
 llama-wheel:
 	INFERNO_LLAMA_PORTABLE=1 $(BOOT) llama-wheel

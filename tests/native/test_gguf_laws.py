@@ -207,4 +207,5 @@ def test_many_tokens_in_linear_time_and_little_memory(tmp_path: Path) -> None:
     reason, grown = done.stdout.split()
     assert reason == "duplicate-token"
     header_kib = path.stat().st_size // 1024
-    assert int(grown) < header_kib + 66 * 1024  # the header itself, and at most 64 MiB of tables
+    if "INFERNO_SANITIZED" not in os.environ:  # shadow memory is not ours to bound
+        assert int(grown) < header_kib + 66 * 1024  # the header itself, and at most 64 MiB of tables

@@ -1,0 +1,27 @@
+"""A short run of the model fuzzer, so that it and its laws stay alive; `make fuzz-gguf SECONDS=600` is the long one."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZER = Path(__file__).with_name("fuzz_gguf.py")
+
+
+@pytest.mark.slow
+def test_a_short_run_finds_edges_and_no_broken_law() -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("clang is absent (make ci-deps)")
+    done = subprocess.run([sys.executable, str(FUZZER), "8", "--seed", "20260101"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = re.search(r"edges found: (\d+) of (\d+)", done.stdout)
+    assert found is not None
+    # the modules' own passes, not only their start-up code
+    assert int(found[1]) > 1500
+    inputs = re.search(r"(\d+) inputs in .*, (\d+) sound containers, (\d+) models", done.stdout)
+    assert inputs is not None
+    assert int(inputs[1]) > 300
+    assert int(inputs[2]) > 50
