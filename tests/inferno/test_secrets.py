@@ -163,6 +163,13 @@ def test_sec_009_common_passwords_are_refused(tmp_path: Path, monkeypatch: pytes
         assert "is a common password" in refusal(tmp_path, INFERNO_ADMIN_PASSWORD=value)
 
 
+def test_sec_009_the_shipped_list_is_used(tmp_path: Path) -> None:
+    words = [word for word in secrets.COMMON_PASSWORDS.read_text(encoding="utf-8").splitlines() if len(word) >= 12]
+    assert len(words) >= 3000
+    for value in words[:: len(words) // 100]:
+        assert "INFERNO_ADMIN_PASSWORD is " in refusal(tmp_path, INFERNO_ADMIN_PASSWORD=value)
+
+
 def test_sec_010_one_trailing_newline_of_a_file_is_taken_off_and_nothing_else(tmp_path: Path) -> None:
     for ending, kept in (("\n", ""), ("\r\n", ""), ("", ""), ("\n\n", "\n")):
         path = tmp_path / "password"

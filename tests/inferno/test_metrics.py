@@ -1,0 +1,87 @@
+"""Metrics over several processes: one scrape adds up what all wrote, dead ones included."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_WRITER = """
+import os
+from inferno import metrics
+metrics.REQUESTS.labels("/v1/chat/completions", "POST", "2xx").inc(3)
+metrics.TTFT_SECONDS.labels("tiny").observe(0.2)
+metrics.REQUESTS_IN_PROGRESS.inc(2)
+print(os.getpid())
+"""
+_SCRAPE = """
+import sys
+from inferno import metrics
+for pid in sys.argv[1:]:
+    metrics.worker_ended(int(pid))
+sys.stdout.write(metrics.render().decode())
+"""
+_ENGINE = """
+from inferno.messages import EngineStats
+from inferno.pool.engine_metrics import EngineMetrics
+from inferno import metrics
+exporter = EngineMetrics()
+def report(generation, steps, running, restarts):
+    stats = EngineStats(steps=steps, running=running, decode_tokens=10 * steps)
+    exporter.update("tiny", generation, stats, is_up=running > 0, num_restarts=restarts)
+report(1, 5, 2, 0); report(1, 9, 4, 0); report(2, 0, 0, 1); report(2, 3, 1, 1)
+import sys
+sys.stdout.write(metrics.render().decode())
+"""
+
+
+def run(folder: Path, script: str, *arguments: object) -> str:
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def value(text: str, sample: str) -> float | None:
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
+    return None if found is None else float(found.group(1))
+
+
+def test_one_scrape_adds_up_all_processes(tmp_path: Path) -> None:
+    pids = [run(tmp_path, _WRITER).strip() for _ in range(3)]
+    text = run(tmp_path, _SCRAPE)
+    sample = 'inferno_requests_total{method="POST",route="/v1/chat/completions",status="2xx"}'
+    assert value(text, sample) == 9
+    assert value(text, 'inferno_time_to_first_token_seconds_count{model="tiny"}') == 3
+    assert value(text, 'inferno_time_to_first_token_seconds_bucket{le="0.25",model="tiny"}') == 3
+    assert value(text, "inferno_requests_in_progress") == 6
+    text = run(tmp_path, _SCRAPE, pids[0])
+    assert value(text, sample) == 9
+    assert value(text, "inferno_requests_in_progress") == 4
+
+
+def test_engine_reports_grow_over_restarts(tmp_path: Path) -> None:
+    text = run(tmp_path, _ENGINE)
+    assert value(text, 'inferno_engine_steps_total{model="tiny"}') == 12
+    assert value(text, 'inferno_decode_tokens_total{model="tiny"}') == 120
+    assert value(text, 'inferno_requests_running{model="tiny"}') == 1
+    assert value(text, 'inferno_engine_restarts_total{model="tiny"}') == 1
+    assert value(text, 'inferno_engine_up{model="tiny"}') == 1
+
+
+def test_every_metric_has_the_prefix_and_help(tmp_path: Path) -> None:
+    run(tmp_path, _WRITER)
+    names = re.findall(r"^# HELP (\S+) (.+)$", run(tmp_path, _SCRAPE), re.MULTILINE)
+    assert names
+    for name, words in names:
+        assert name.startswith("inferno_")
+        assert words.strip()
+
+
+@pytest.mark.parametrize("label", ["user", "account", "key", "principal", "ip", "prompt"])
+def test_no_label_holds_a_tenants_text(label: str) -> None:
+    source = (Path(__file__).resolve().parents[2] / "inferno" / "metrics.py").read_text()
+    assert f'"{label}"' not in source
