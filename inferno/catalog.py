@@ -155,7 +155,8 @@ class Catalog:
         known = set()
         for name, entry in self.settings.entries.items():
             all_models[name] = Model(
-                name=name, origin="configured", paths=[str(path) for path in shard_paths(entry.path)],
+                name=name, origin="configured",
+                paths=[os.path.realpath(path) for path in shard_paths(entry.path)],
                 sha256=[entry.sha256.lower()] if entry.sha256 else [], allow=sorted(entry.allow),
                 context_size=entry.context_size, slots=entry.slots, gpu_layers=entry.gpu_layers,
             )
@@ -223,6 +224,18 @@ class Catalog:
             if index < len(model.sha256) and known.sha256 != model.sha256[index]:
                 return False
         return bool(stamps)
+
+    def known_stamps(self, model: Model) -> list[str]:
+        """States of files that were verified with these waivers and digests; an engine need not hash those again."""
+        if self.settings.verify == "always":
+            return []
+        return [
+            stamp
+            for stamp, known in self.registry.read().verdicts.items()
+            if known.verdict == "valid" and known.verifier == gguf.VERIFIER_VERSION
+            and set(known.allow) <= set(model.allow)
+            and (not model.sha256 or known.sha256 in model.sha256)
+        ]
 
     def remember(self, stamps: Sequence[Stamp], verdict: str, sha256: Sequence[str], allow: Sequence[str]) -> None:
         """Keep a verdict under the state of the files it was made for."""

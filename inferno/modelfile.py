@@ -17,7 +17,8 @@ from typing import NamedTuple
 from inferno_native.gguf_report import REASONS, GgufError
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY)  # a folder that may be passed through need not be readable
+_FOLDER_FLAGS = _SEARCH | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 MAX_FOUND = 1000
 MAX_DEPTH = 3
 
@@ -69,13 +70,24 @@ def open_model(path: str | os.PathLike[str]) -> int:
         ) from None
 
 
+def open_real(path: str | os.PathLike[str]) -> int:
+    """A descriptor of the regular file at an absolute path in which nothing is a link. Raises GgufError.
+
+    Engines open this way what the catalog resolved: whoever puts a link there meanwhile gets a refusal.
+    """
+    text = os.fspath(path)
+    if not os.path.isabs(text):
+        raise GgufError("file-not-found", None, "not an absolute path")
+    return open_below("/", text.lstrip("/"))
+
+
 def open_below(folder: str | os.PathLike[str], relative: str) -> int:
     """A descriptor of a regular file below `folder`, no link followed on the way. Raises GgufError."""
     parts = relative.split("/")
     if not parts or any(part in ("", ".", "..") for part in parts):
         raise GgufError("file-not-found")
     try:
-        at = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        at = os.open(folder, _SEARCH | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
             for part in parts[:-1]:
                 below = os.open(part, _FOLDER_FLAGS, dir_fd=at)

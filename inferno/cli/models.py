@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import config_option, json_option, settings_for_reading
+
 if TYPE_CHECKING:
     from ..catalog import Catalog, Model
 
 _HEX = re.compile(r"^[0-9a-fA-F]{64}$")
-CONFIG = click.option("--config", metavar="FILE", help="Configuration file (default: as for `inferno serve`).")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(epilog="Example: inferno models add hf:org/repo/model.gguf --name mine")
@@ -33,9 +33,8 @@ def models() -> None:
 
 def _catalog(config: str | None) -> Catalog:
     from ..catalog import Catalog
-    from ..config import load
 
-    return Catalog(load(config=config).settings.models)
+    return Catalog(settings_for_reading(config).models)
 
 
 @contextlib.contextmanager
@@ -94,8 +93,8 @@ def _file_size(path: str) -> int:
 
 
 @models.command("list", epilog="Example: inferno models list --json")
-@CONFIG
-@JSON
+@config_option
+@json_option
 def list_models(config: str | None, as_json: bool) -> None:
     """List every model: configured, added, or found in the models folder."""
     with _refusals():
@@ -116,8 +115,8 @@ def list_models(config: str | None, as_json: bool) -> None:
 
 @models.command(epilog="Example: inferno models info smollm2")
 @click.argument("name")
-@CONFIG
-@JSON
+@config_option
+@json_option
 def info(name: str, config: str | None, as_json: bool) -> None:
     """Show what the file of a model says about itself (the file is verified for that)."""
     from ..engine.verification import verify_files
@@ -162,8 +161,8 @@ def _verified(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--name", help="Name under which it is served (default: the file's name).")
 @click.option("--allow", multiple=True, metavar="REASON", help="Accept this policy fault for this model.")
 @click.option("--sha256", callback=_verified, metavar="HEX", help="Expected SHA-256 of the (first) file.")
-@CONFIG
-@JSON
+@config_option
+@json_option
 @click.pass_context
 def add(
     context: click.Context,
@@ -263,7 +262,7 @@ def _fetch(context: click.Context, catalog: Catalog, source: str, sha256: str | 
 @click.option("--profile", type=click.Choice(["model", "container"]), default="model", show_default=True,
               help="container: judge the file format only.")
 @click.option("--sha256", callback=_verified, metavar="HEX", help="Expected SHA-256; for one model only.")
-@JSON
+@json_option
 def verify(paths: tuple[str, ...], profile: str, sha256: str | None, as_json: bool) -> None:
     """Check model files; needs no configuration. Exit 0 if all are valid, else 1.
 
@@ -293,8 +292,8 @@ def verify(paths: tuple[str, ...], profile: str, sha256: str | None, as_json: bo
 @models.command(epilog="Example: inferno models remove mine")
 @click.argument("name")
 @click.option("--delete-files", is_flag=True, help="Delete its files too, if they lie in the models folder.")
-@CONFIG
-@JSON
+@config_option
+@json_option
 def remove(name: str, delete_files: bool, config: str | None, as_json: bool) -> None:
     """Forget a model that was added. Its files stay unless asked otherwise."""
     with _refusals():

@@ -50,7 +50,7 @@ class ServedModels:
             name=name,
             paths=model.full_paths,
             sha256=digests,
-            known_stamps=self._known_stamps(),
+            known_stamps=self._catalog.known_stamps(model),
             allow=list(model.allow),
             source=settings.models.source,
             max_model_bytes=self._catalog.max_bytes,
@@ -69,9 +69,3 @@ class ServedModels:
             request_timeout_seconds=engine.request_timeout_seconds,
             log_level=settings.telemetry.log_level,
         )
-
-    def _known_stamps(self) -> list[str]:
-        if self._settings.models.verify == "always":
-            return []
-        verdicts = self._catalog.registry.read().verdicts
-        return [stamp for stamp, known in verdicts.items() if known.verdict == "valid" and known.sha256]

@@ -201,7 +201,7 @@ def _own_settings(settings: Settings, model: str | None) -> EngineSettings:
         path = os.path.realpath(model)
         engine = settings.engine
         return EngineSettings(
-            version=PROTOCOL_VERSION, name=Path(path).stem, paths=[path], slots=1,
+            version=PROTOCOL_VERSION, name=Path(path).stem, paths=[os.path.realpath(path)], slots=1,
             sandbox=settings.security.sandbox, threads=engine.threads, gpu_layers=engine.gpu_layers,
             context_size=engine.context_size, log_level="warning",
         )  # fmt: skip

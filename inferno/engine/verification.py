@@ -16,7 +16,7 @@ from inferno_native import gguf
 from inferno_native.gguf_report import Facts, GgufError
 
 from ..digests import FileShrank, Progress, sha256_fd
-from ..modelfile import Stamp, open_model
+from ..modelfile import Stamp, open_real
 from .source import Mode, ModelSource, make_source
 from .templates import check_templates
 
@@ -95,13 +95,14 @@ def open_verified(
 ) -> tuple[ModelSource, Verdict]:
     """What an engine does before it loads: open, make the source, digest, verify. The source is the caller's to close.
 
+    `paths` are absolute and free of links (the catalog resolves them); a link put there since is refused.
     With `known_stamps` (Stamp.text() of files whose digest was checked before, verify = "changed") unchanged files are
     not hashed again. Call `source.recheck()` once more after the load.
     """
     fds: list[int] = []
     try:
         for path in paths:
-            fds.append(open_model(path))
+            fds.append(open_real(path))
         size = sum(os.fstat(fd).st_size for fd in fds)
         if max_bytes is not None and size > max_bytes:
             raise GgufError("file-too-large", None, f"{size} bytes, {max_bytes} allowed", wanted=max_bytes, had=size)

@@ -193,7 +193,13 @@ def test_a_verdict_given_with_a_waiver_needs_the_waiver(folder: Path) -> None:
     assert not books.is_known([stamp], msgspec.structs.replace(model, allow=[]))
     assert not books.is_known([stamp], msgspec.structs.replace(model, sha256=["cd"]))
     assert not books.is_known([], model)
+    assert books.known_stamps(model) == [stamp.text()]
+    assert books.known_stamps(msgspec.structs.replace(model, sha256=["ab"])) == [stamp.text()]
+    assert books.known_stamps(msgspec.structs.replace(model, sha256=["cd"])) == []
+    assert books.known_stamps(msgspec.structs.replace(model, allow=[])) == []
+    assert catalog(folder, verify="always").known_stamps(model) == []
     books.remember([stamp], "trailing-data", [], [])
+    assert books.known_stamps(model) == []
     assert not books.is_known([stamp], model)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from inferno_native.gguf_report import GgufError
 
-from inferno.modelfile import Stamp, concerns, find_models, open_below, open_model
+from inferno.modelfile import Stamp, concerns, find_models, open_below, open_model, open_real
 
 
 def reason(function: object, *arguments: object) -> str:
@@ -60,6 +60,13 @@ def test_a_configured_path_may_be_a_link_as_in_a_download_cache(folder: Path) ->
 def test_below_the_models_folder_no_link_is_followed(folder: Path, relative: str, expected: str) -> None:
     got = reason(open_below, folder, relative)
     assert got == expected or (expected != "ok" and got in ("file-not-found", "not-a-regular-file"))
+
+
+def test_an_engine_opens_only_what_has_no_link_in_it(folder: Path) -> None:
+    real = folder.resolve()
+    assert reason(open_real, real / "sub" / "b.gguf") == "ok"
+    for path in (real / "link.gguf", real / "out" / "outside.gguf", "a.gguf", "", real / "pipe.gguf", f"{real}/../x"):
+        assert reason(open_real, path) in ("not-a-regular-file", "file-not-found")
 
 
 def test_only_what_stays_inside_is_found(folder: Path) -> None:

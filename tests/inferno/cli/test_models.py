@@ -156,7 +156,7 @@ def test_help_has_examples_and_loads_nothing_heavy() -> None:
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert "Example" in result.output
-    code = ("import sys, inferno.cli.models; heavy = {'jinja2', 'numpy', 'rich', 'llama_cpp', 'msgspec', "
+    code = ("import sys, inferno.cli.models; heavy = {'jinja2', 'numpy', 'rich', 'llama_cpp', "
             "'inferno_native.gguf', 'sqlalchemy', 'starlette'}; print(sorted(heavy & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from inferno_native.gguf_report import POLICY_REASONS, GgufError
 
-from inferno.engine.verification import verify_files
+from inferno.engine.verification import digest_files, open_verified, verify_files
 from inferno.modelfile import open_model
 from tests.conftest import DATA
 
@@ -64,3 +64,29 @@ def test_expected_digest_of_each_shard(corpus: Path) -> None:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def test_what_an_engine_does_before_it_loads(corpus: Path, tmp_path: Path) -> None:
+    path = (corpus / "tiny_llama_q8.gguf").resolve()
+    source, verdict = open_verified([str(path)])
+    with source:
+        digest = digest_files(source.fds)[0]
+        assert (verdict.facts.architecture, verdict.sha256) == ("llama", ())
+    with pytest.raises(GgufError, match="checksum-mismatch"):
+        open_verified([str(path)], sha256=["0" * 64])
+    source, verdict = open_verified([str(path)], sha256=[digest], source="direct")
+    with source:
+        assert verdict.sha256 == (digest,)
+        known = source.stamps[0].text()
+    source, verdict = open_verified([str(path)], sha256=[digest], known_stamps={known})
+    with source:
+        assert verdict.sha256 == ()  # unchanged since its digest was checked
+    with pytest.raises(GgufError, match="file-too-large"):
+        open_verified([str(path)], max_bytes=10)
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    before = len(os.listdir("/proc/self/fd"))
+    for bad in (str(link), str(tmp_path / "none.gguf"), str(corpus.resolve() / "block_count_0.gguf")):
+        with pytest.raises(GgufError):
+            open_verified([bad])
+    assert len(os.listdir("/proc/self/fd")) == before
