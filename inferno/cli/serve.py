@@ -10,9 +10,11 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
 from .. import config as configuration
 from .. import secrets as secrets_module
@@ -66,9 +68,10 @@ def serve(
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
 
     def load() -> Loaded:
-        return configuration.load(
+        loaded = configuration.load(
             flags, config=config, models=list(models), environ=environ, is_open_allowed=is_open_allowed
         )
+        return _with_certificate(loaded)
 
     loaded = load()
     if show_config:
@@ -128,6 +131,17 @@ async def _run(
         lock=lock,
     )
     return await supervisor.run()
+
+
+def _with_certificate(loaded: Loaded) -> Loaded:
+    """Check the certificate before anything starts or is taken over. Raises ConfigError."""
+    server = loaded.settings.server
+    if not server.tls_enabled or server.tls_cert_path is None or server.tls_key_path is None:
+        return loaded
+    from ..tls import check_pair  # cryptography is loaded only where TLS is on
+
+    facts = check_pair(Path(server.tls_cert_path), Path(server.tls_key_path))
+    return replace(loaded, warnings=[*loaded.warnings, *facts.warnings])
 
 
 def _worker_secrets(found: secrets_module.Secrets) -> dict[str, bytes]:

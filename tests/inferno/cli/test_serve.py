@@ -85,6 +85,25 @@ def test_a_taken_port_is_said_clearly(tmp_path: Path) -> None:
     assert f"inferno: 127.0.0.1:{port} is in use by another program" in done.stderr
 
 
+@pytest.mark.skipif(not features.is_built("server.tls_enabled"), reason="TLS is not built")
+def test_net_2_a_bad_certificate_ends_with_78_before_the_port_is_bound(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "inferno.cli", "init", str(tmp_path), "--self-signed"],
+        check=True,
+        env=environment(),
+    )
+    (tmp_path / "tls" / "key.pem").chmod(0o644)
+    done = serve(tmp_path, "--port", "0")
+    assert done.returncode == 78
+    assert "server.tls_key_path" in done.stderr
+    assert "chmod 600" in done.stderr
+    (tmp_path / "tls" / "key.pem").chmod(0o600)
+    (tmp_path / "tls" / "cert.pem").write_text("no certificate")
+    done = serve(tmp_path, "--port", "0")
+    assert done.returncode == 78
+    assert "holds no PEM certificate" in done.stderr
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):

@@ -21,6 +21,15 @@ from inferno.pool.supervisor import Programs, Supervisor
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 PROGRAMS = Programs(engine=str(Path(__file__).parents[1] / "cli" / "echo_engine.py"))
 WAIT = 60
+CONFIG = """
+[server]
+port = 0
+shutdown_grace_seconds = 10
+[security]
+auth_enabled = false
+rate_limiting_enabled = false
+audit_logging_enabled = false
+"""
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "say this back"}], "max_tokens": 100}
 
 
@@ -59,7 +68,7 @@ class Running:
 async def running(folder: Path, workers: int = 1) -> AsyncIterator[Running]:
     (folder / "models").mkdir(exist_ok=True)
     (folder / "models" / "echo.gguf").write_bytes(b"GGUF")
-    (folder / "config.toml").write_text("[server]\nport = 0\nshutdown_grace_seconds = 10\n")
+    (folder / "config.toml").write_text(CONFIG)
     environ = {"INFERNO_SERVER_WORKERS": str(workers)}
     loaded = config.load(environ=environ, folder=folder)
     served: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
