@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import CODES, ApiError
 from ..security.addresses import ClientAddresses, parse_address, source_block
+from .cycle import EdgeCycle
 from .http import error_reply
 from .http_rules import ChunkScanner, Refused, check_head, check_partial
 from .middleware import SECURITY_HEADERS, new_request_id
@@ -266,6 +268,34 @@ class EdgeProtocol(HttpToolsProtocol):
             self.loop.call_soon(self.data_received, held)
 
     # ------------------------------------------------------------ uvicorn's callbacks
+
+    def on_headers_complete(self) -> None:
+        """Start the application. The head was checked: the target is a path of visible ASCII, the version 1.1."""
+        raw_path, _, query = self.url.partition(b"?")
+        path = raw_path.decode("ascii")
+        scope: Any = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = query
+        self.cycle = EdgeCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._is_message_complete or (self.state == LENGTH and self._missing):

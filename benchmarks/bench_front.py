@@ -1,0 +1,156 @@
+"""What does one front worker cost: requests/s of GET /v1/models, and CPU per streamed token?
+
+Measured: one worker process (uvloop, httptools, our HTTP edge, gate, limits, routes) over a fake engine; beside it, in
+the same run, uvicorn and Starlette with one trivial JSON route. wrk (16 connections, 1 thread) makes the load. CPU
+seconds of the server process are read from /proc, so `requests per CPU second` also means something on a busy machine.
+Streams: 16 at once through one connection each, tokens as fast as they come; the figure is the worker's CPU time per
+token, and what 16 streams of 50 tokens/s would cost of one core.
+Not measured: a real engine, TLS, authentication (until it is wired), the network.
+
+    python benchmarks/bench_front.py [SECONDS]      needs wrk; Linux
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import httpx
+
+from tests.inferno.server.harness import running_worker, settings_for_tests
+
+ROUNDS = 3
+NUM_STREAMS = 16
+TOKENS_PER_STREAM = 2000
+HIGH = 10_000_000
+PEER = """
+import socket, sys, uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+async def models(request): return JSONResponse({"object": "list", "data": [{"id": "fake", "object": "model"}]})
+config = uvicorn.Config(Starlette(routes=[Route("/v1/models", models)]), loop="uvloop", http="httptools",
+                        log_level="error", access_log=False)
+uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+"""
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load(url: str, pid: int, seconds: int) -> tuple[float, float]:
+    """Return requests/s and requests per CPU second of the server."""
+    before = cpu_seconds(pid)
+    out = subprocess.run(
+        ["wrk", "-t1", "-c16", f"-d{seconds}s", url], capture_output=True, text=True, check=True
+    ).stdout
+    if "Non-2xx" in out:
+        raise SystemExit(f"refused answers: {out}")
+    count = int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])  # type: ignore[index]
+    return rate, count / max(cpu_seconds(pid) - before, 0.01)
+
+
+async def streams(base_url: str) -> int:
+    """Run NUM_STREAMS streams to their end; return the number of content chunks."""
+    body = {
+        "messages": [{"role": "user", "content": "!noise"}],
+        "max_tokens": TOKENS_PER_STREAM,
+        "stream": True,
+        "seed": 1,
+    }
+
+    async def one(client: httpx.AsyncClient) -> int:
+        count = 0
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for part in answer.aiter_raw():
+                count += part.count(b'"content":')
+        return count - 1  # the role chunk
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=120) as client:
+        return sum(await asyncio.gather(*(one(client) for _ in range(NUM_STREAMS))))
+
+
+def main() -> None:
+    seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    if shutil.which("wrk") is None:
+        raise SystemExit("this benchmark needs wrk")
+    limits = {
+        "rate_limiting_enabled": True,
+        "max_requests_per_minute": HIGH,
+        "max_requests_per_hour": HIGH,
+        "max_requests_per_minute_per_ip": HIGH,
+        "max_requests_per_hour_per_ip": HIGH,
+        "max_tokens_per_minute": 1_000_000_000,
+    }
+    results: dict[str, list[tuple[float, float]]] = {"peer": [], "health": [], "models": []}
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(512)
+    peer = subprocess.Popen([sys.executable, "-c", PEER, str(listener.fileno())], pass_fds=[listener.fileno()])
+    try:
+        with running_worker(settings_for_tests(security=limits)) as worker:
+            peer_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
+            for _ in range(50):
+                try:
+                    httpx.get(peer_url)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            for _ in range(ROUNDS):
+                results["peer"].append(load(peer_url, peer.pid, seconds))
+                results["health"].append(load(f"{worker.base_url}/healthz", worker.process.pid, seconds))
+                results["models"].append(load(f"{worker.base_url}/v1/models", worker.process.pid, seconds))
+            asyncio.run(streams(worker.base_url))  # warm
+            before = cpu_seconds(worker.process.pid)
+            num_tokens = asyncio.run(streams(worker.base_url))
+            token_us = (cpu_seconds(worker.process.pid) - before) / num_tokens * 1e6
+    finally:
+        peer.terminate()
+        peer.wait()
+        listener.close()
+    median: dict[str, Any] = {
+        name: {
+            "requests_per_second": round(statistics.median(rate for rate, _ in values)),
+            "requests_per_cpu_second": round(statistics.median(per_cpu for _, per_cpu in values)),
+        }
+        for name, values in results.items()
+    }
+    for name, figures in median.items():
+        print(f"{name:8} {figures['requests_per_second']:>8} requests/s   {figures['requests_per_cpu_second']:>8} per CPU second")
+    ratio = median["models"]["requests_per_cpu_second"] / median["peer"]["requests_per_cpu_second"]
+    print(f"models/peer by CPU: {ratio:.2f};  {token_us:.1f} us of CPU per token,")
+    print(f"16 streams of 50 tokens/s: {16 * 50 * token_us / 1e4:.1f} % of a core")
+    print(
+        json.dumps(
+            {
+                "benchmark": "front",
+                **median,
+                "ratio_by_cpu": round(ratio, 3),
+                "token_cpu_us": round(token_us, 1),
+                "num_tokens": num_tokens,
+                "machine": platform.processor() or platform.machine(),
+                "cpus": os.cpu_count(),
+                "python": platform.python_version(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
