@@ -102,7 +102,9 @@ def main() -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
-    peer = subprocess.Popen([sys.executable, "-c", PEER, str(listener.fileno())], pass_fds=[listener.fileno()])
+    peer = subprocess.Popen(
+        [sys.executable, "-c", PEER, str(listener.fileno())], pass_fds=[listener.fileno()]
+    )
     try:
         with running_worker(settings_for_tests(security=limits)) as worker:
             peer_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
@@ -132,7 +134,9 @@ def main() -> None:
         for name, values in results.items()
     }
     for name, figures in median.items():
-        print(f"{name:8} {figures['requests_per_second']:>8} requests/s   {figures['requests_per_cpu_second']:>8} per CPU second")
+        print(
+            f"{name:8} {figures['requests_per_second']:>8} requests/s   {figures['requests_per_cpu_second']:>8} per CPU second"
+        )
     ratio = median["models"]["requests_per_cpu_second"] / median["peer"]["requests_per_cpu_second"]
     print(f"models/peer by CPU: {ratio:.2f};  {token_us:.1f} us of CPU per token,")
     print(f"16 streams of 50 tokens/s: {16 * 50 * token_us / 1e4:.1f} % of a core")

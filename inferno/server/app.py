@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starlette.routing import BaseRoute, Router
+from starlette.routing import BaseRoute
 
 from ..errors import StartError
 from ..security.permissions import Policy
@@ -20,7 +20,7 @@ from .http import Scope
 from .middleware import Cors, HostCheck, Shell
 from .models import Models
 from .pipeline import FrontGate
-from .routing import ApiRoute, Gate, Operation, UnknownRoute
+from .routing import ApiRoute, ExactRouter, Gate, Operation, UnknownRoute
 from .services import Services
 
 PUBLIC = Policy(public=True)
@@ -68,7 +68,7 @@ def create_app(
     bind(routes, FrontGate(services), services.settings.server.max_body_bytes)
     server = services.settings.server
     return Shell(
-        Router(routes=routes, lifespan=lifespan, redirect_slashes=False),
+        ExactRouter(routes, lifespan),
         hosts=HostCheck(server.allowed_hosts, server.host),
         cors=Cors(server.cors_origins),
         source_of=source_of or peer_of,

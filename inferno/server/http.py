@@ -205,7 +205,7 @@ async def send_reply(send: Send, reply: Reply) -> None:
 async def send_stream(send: Send, reply: StreamReply) -> None:
     """Write pieces as they come; the body is closed with the last one."""
     try:
-        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        await send({"type": "http.response.start", "status": reply.status, "headers": list(reply.headers)})
         async for chunk in reply.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

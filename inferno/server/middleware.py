@@ -7,6 +7,7 @@ streams pass untouched. Does not know who calls. Runs in front workers.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -37,8 +38,13 @@ _CORS_HEADERS = re.compile(rb"[A-Za-z0-9, -]{0,2048}")
 _CORS_EXPOSED = b"x-request-id, retry-after, ratelimit, ratelimit-policy, x-inferno-ignored-fields"
 
 
+_PROCESS = secrets.token_hex(8)
+_serials = itertools.count(secrets.randbelow(1 << 31))
+
+
 def new_request_id() -> str:
-    return "req_" + secrets.token_hex(12)
+    """Return an id that no other process and no other request of this one has; it is no secret."""
+    return f"req_{_PROCESS}{next(_serials) & 0xFFFFFFFF:08x}"
 
 
 class HostCheck:
@@ -148,18 +154,16 @@ class Shell:
             if message["type"] == "http.response.start":
                 has_started = True
                 own: list[Header] = message["headers"]
-                overridden = {name for name, _ in own if name in _OVERRIDABLE}
-                message["headers"] = [
-                    *own,
-                    (b"x-request-id", context.request_id.encode()),
-                    *(
-                        SECURITY_HEADERS
-                        if not overridden
-                        else [h for h in SECURITY_HEADERS if h[0] not in overridden]
-                    ),
-                    *limit_headers.headers(context.decisions),
-                    *extra,
-                ]
+                own.append((b"x-request-id", context.request_id.encode()))
+                given = _OVERRIDABLE.intersection([name for name, _ in own])
+                own += (
+                    [header for header in SECURITY_HEADERS if header[0] not in given]
+                    if given
+                    else SECURITY_HEADERS
+                )
+                if context.decisions:
+                    own += limit_headers.headers(context.decisions)
+                own += extra
             await send(message)
 
         try:

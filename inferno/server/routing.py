@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Router
 
 from ..errors import ApiError, EngineError, StartError
 from ..security.permissions import Policy
@@ -66,7 +66,7 @@ class ApiRoute(BaseRoute):
             self.operations["HEAD"] = self.operations["GET"]
         self.max_body_bytes = max_body_bytes
         self.gate: Gate | None = None
-        self._raw = path.encode()
+        self.raw_path = path.encode()
         segment = _ID_SEGMENT if encoded else _PLAIN_SEGMENT
         self._names = _PARAMETER.findall(path)
         self._pattern: re.Pattern[bytes] | None = None
@@ -76,6 +76,11 @@ class ApiRoute(BaseRoute):
                 for index, part in enumerate(_PARAMETER.split(path))
             )
             self._pattern = re.compile(pattern.encode())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the path has no parameter."""
+        return self._pattern is None
 
     def check(self) -> None:
         """Refuse the start when an operation has no policy."""
@@ -90,7 +95,7 @@ class ApiRoute(BaseRoute):
             return Match.NONE, {}
         raw: bytes = scope["raw_path"]
         if self._pattern is None:
-            return (Match.FULL, {}) if raw == self._raw else (Match.NONE, {})
+            return (Match.FULL, {}) if raw == self.raw_path else (Match.NONE, {})
         found = self._pattern.fullmatch(raw)
         if found is None or found[1] in (b".", b".."):
             return Match.NONE, {}
@@ -125,6 +130,23 @@ class ApiRoute(BaseRoute):
             )
         await self.gate.admit(request, operation.policy)
         return await operation.handler(request)
+
+
+class ExactRouter(Router):
+    """Starlette's router, which asks one route after the other; a plain path is looked up first."""
+
+    def __init__(self, routes: Sequence[BaseRoute], lifespan: Any = None) -> None:
+        super().__init__(routes=routes, lifespan=lifespan, redirect_slashes=False)
+        self._plain = {
+            route.raw_path: route for route in routes if isinstance(route, ApiRoute) and route.is_plain
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._plain.get(scope["raw_path"]) if scope["type"] == "http" else None
+        if route is not None:
+            await route.handle(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class UnknownRoute(BaseRoute):

@@ -7,8 +7,11 @@ import time
 from typing import Any
 
 import httpx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inferno.messages import Drop, Start
+from inferno.security.limit_headers import ADMITTED_UNCOUNTED, Decision, PolicyState, headers
 
 from .harness import WorkerUnderTest, running_worker, settings_for_tests
 
@@ -137,3 +140,19 @@ def test_a_worker_without_its_table_does_not_serve_open() -> None:
         assert worker.process.wait(20) == 1
     finally:
         worker.close()
+
+
+@given(
+    st.tuples(*[st.integers(1, 10**7)] * 2),
+    st.tuples(*[st.integers(0, 10**7)] * 2),
+    st.tuples(*[st.integers(0, 10**10)] * 2),
+)
+def test_the_short_way_to_headers_says_the_same(
+    quotas: tuple[int, int], left: tuple[int, int], resets: tuple[int, int]
+) -> None:
+    policies = tuple(
+        PolicyState(name, "principal", quotas[i], window, left[i], resets[i], 0, False)
+        for i, (name, window) in enumerate((("minute", 60), ("hour", 3600)))
+    )
+    decision = Decision(True, policies)
+    assert headers([decision]) == headers([decision, ADMITTED_UNCOUNTED])
