@@ -39,7 +39,7 @@ class Clock:
 class Worker:
     """What one front worker holds."""
 
-    def __init__(self, host, *, policy=KeyPolicy(), keys_enabled=True, previous=None, secret=JWT_SECRET, clock=None):
+    def __init__(self, host, *, policy=None, keys_enabled=True, previous=None, secret=JWT_SECRET, clock=None):
         clock = clock or host.clock
         self.store = Store(host.url)
         self.table = EpochTable.attach(os.dup(host.table.fd))
@@ -47,7 +47,7 @@ class Worker:
         hasher = KeyHasher(PEPPER)
         self.tokens = SessionTokens(secret, previous)
         self.accounts = Accounts(
-            self.store, host.audit, self.table, hasher, self.passwords, policy=policy, clock=clock
+            self.store, host.audit, self.table, hasher, self.passwords, policy=policy or KeyPolicy(), clock=clock
         )
         self.login = Login(
             self.store, self.accounts, host.audit, self.tokens, self.passwords,

@@ -56,6 +56,9 @@ class UsageJournal:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._counting = asyncio.Lock()
         self._kept: list[bytes] = []  # lines that the disk refused; tried again with the next
+        self._fd: int = -1
+        self._path = folder
+        self._num_bytes = 0
         self._open()
 
     def add(self, account_id: str, key_id: str | None, model: str, prompt: int, completion: int, now: float) -> None:
@@ -139,7 +142,7 @@ def _batch_name(path: Path) -> Path:
 async def _count_batch(store: Store, path: Path, now: float) -> int:
     """Count a batch exactly once and remove it; 1, or 0 when another process did."""
     try:
-        data = path.read_bytes()
+        data = await asyncio.to_thread(path.read_bytes)
     except FileNotFoundError:
         return 0
     sums: dict[tuple[str, str, str, str], list[int]] = {}

@@ -207,7 +207,7 @@ def test_key_2_sec_054_sec_055_the_secret_is_shown_once_and_only_hashed(store_ur
         async with host_on(store_url, tmp_path) as host:
             worker = host.worker()
             ann = await make_user(worker)
-            key, secret = await make_key(worker, ann)
+            _, secret = await make_key(worker, ann)
             (listed,) = await worker.accounts.list_keys(ann.id)
             shown = msgspec.json.encode({**msgspec.structs.asdict(listed), "digest": ""})
             assert listed.last_four == secret[-4:]

@@ -31,8 +31,7 @@ def wait_of(throttle, name, block):
     try:
         throttle.begin(name, block)
     except ApiError as error:
-        assert (error.code, error.status) == ("rate_limit_exceeded", 429)
-        return error.retry_after
+        return error.retry_after if error.code == "rate_limit_exceeded" else None
     return 0
 
 
