@@ -182,7 +182,7 @@ class Accounts:
         _check_limits(limits)
         check_new(password, username=username)
         password_hash = await self._passwords.hash(password)
-        now = self._now()
+        now = self.now()
         made = Account(
             id="acct_" + uuid.uuid4().hex,
             name=username,
@@ -235,7 +235,7 @@ class Accounts:
             loses_admin = found.role == "admin" and not found.disabled and (role not in (None, "admin") or disabled)
             if loses_admin and not await identities.num_other_admins(connection, account_id):
                 raise ApiError("conflict", "This is the last administrator.")
-            values: dict[str, Any] = {"updated_at": self._now()}
+            values: dict[str, Any] = {"updated_at": self.now()}
             if role is not None:
                 if role == "admin" and await identities.has_admin_like(connection, found.skeleton, account_id):
                     raise ApiError("conflict", "The name looks like another administrator's.", param="role")
@@ -291,7 +291,7 @@ class Accounts:
                 account_id,
                 password_hash=password_hash,
                 epoch=current.epoch + 1,
-                updated_at=self._now(),
+                updated_at=self.now(),
             )
 
         said = self._record(by, "user.password", target=account_id)
@@ -334,7 +334,7 @@ class Accounts:
                 raise ApiError("invalid_value", "An unknown permission.", param="permissions")
             if name not in by.permissions:
                 raise ApiError("insufficient_permissions", "A key cannot have a permission that its maker lacks.")
-        now = self._now()
+        now = self.now()
         secret = self._key_hasher.create()
 
         async def change(connection: AsyncConnection) -> ApiKey:
@@ -381,7 +381,7 @@ class Accounts:
                 raise not_found("API key")
             if found[0].account_id != by.id:
                 _protect(by, found[1])
-            await identities.update_key(connection, key_id, revoked_at=self._now())
+            await identities.update_key(connection, key_id, revoked_at=self.now())
 
         if not key_id.isascii() or not key_id.isalnum():
             raise not_found("API key")
@@ -390,7 +390,7 @@ class Accounts:
 
     async def record_expired_keys(self) -> int:
         """Write key.expire for keys that expired since the last look; returns how many."""
-        now = self._now()
+        now = self.now()
 
         async def change(connection: AsyncConnection) -> int:
             found = await identities.expired_keys(connection, now, 500)
@@ -404,7 +404,8 @@ class Accounts:
 
     # ------------------------------------------------------------ inside
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """UNIX seconds, by this object's clock."""
         return int(self._clock())
 
     @staticmethod
@@ -442,7 +443,7 @@ class Accounts:
             async with self._written() as connection:
                 result = await change(connection)
                 for identity in touched:
-                    await identities.note_change(connection, identity, self._now())
+                    await identities.note_change(connection, identity, self.now())
                 if said and (result is not None or touched):
                     await self._audit.append(said, durable=True)
                     is_recorded = True

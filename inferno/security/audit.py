@@ -70,6 +70,10 @@ class AuditWriter:
         self.seq = 0
         self.last_hash = audit_format.FIRST_PREV
 
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
     def open(self) -> None:
         """Open or make the log. Raises StartError when it is unsafe, broken, or shorter than its head."""
         _private_directory(self._path.parent)
@@ -242,6 +246,9 @@ class AuditLog:
         self.is_failing = False
 
     def start(self) -> None:
+        """Open the files, unless they are, and begin to write. Raises StartError."""
+        if not self._writer.is_open:
+            self._writer.open()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def append(self, records: list[dict[str, Any]], *, durable: bool) -> None:
