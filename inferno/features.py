@@ -37,13 +37,9 @@ FEATURES: dict[str, Feature] = {
 
 NOT_BUILT: frozenset[str] = frozenset(
     {
-        "security.auth_enabled",
-        "security.api_key_enabled",
         "security.input_validation_enabled",
         "security.output_sanitization_enabled",
-        "security.audit_logging_enabled",
         "security.sandbox",
-        "storage.url",
         "limits.url",
         "telemetry.otlp_endpoint",
     }

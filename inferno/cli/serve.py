@@ -103,29 +103,28 @@ async def _run(
     keys: dict[str, bytes],
 ) -> int:
     """Build the parts on the event loop that they will run on, and serve."""
+    from ..security.host import IdentityHost
     from . import server_parts  # the parts load the database and password libraries: not for --show-config
 
     audit = server_parts.make_audit(loaded.settings, data)
-    epochs, parts = None, []
+    epochs, identities = None, None
     if found.admin_password is not None:
         epochs = server_parts.EpochsTable()
-        parts.append(
-            server_parts.Identities(
-                loaded.settings,
-                data,
-                epochs.epochs,
-                audit,
-                pepper=keys["pepper"],
-                admin_password=found.admin_password,
-            )
+        identities = IdentityHost(
+            loaded.settings,
+            audit,
+            epochs.epochs,
+            pepper=keys["pepper"],
+            admin_password=found.admin_password.reveal(),
         )
     supervisor = Supervisor(
         loaded,
         ServedModels(loaded.settings),
         secrets={**keys, **_worker_secrets(found)},
         audit=audit,
+        verbs=server_parts.make_verbs(loaded.settings, data, audit, identities),
         make_tables=server_parts.table_maker(loaded.settings, epochs),
-        parts=parts,
+        parts=[] if identities is None else [identities],
         reload=load,
         announce=_Announcer(loaded),
         lock=lock,

@@ -1,8 +1,7 @@
-"""The supervisor's half of identity: the store, the audit log, the shared epochs, upkeep, and the verbs over them.
+"""The supervisor's half of identity: the store, the first account, upkeep, and what the verbs work on.
 
-`inferno serve` builds one and hands its parts to the supervisor; a command without a running server builds one for
-itself, under the writer's lock, and calls the same verbs. Workers have their own Store and ask here only for what
-needs the audit key. The audit key is nowhere else.
+`inferno serve` builds one as a part of the supervisor; a command without a running server builds one for itself, under
+the writer's lock, and calls the same verbs (inferno.security.verbs). Workers have their own Store.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from inferno_native.epochs import EpochTable
+from msgspec import Struct
 
 from ..config import Security, Settings
+from ..errors import ApiError, ConfigError
 from ..storage.store import Store
 from ..storage.usage import UsageJournal
 from .accounts import Accounts, AuditSink, KeyPolicy
-from .audit import AuditLog, AuditWriter
 from .keeper import Keeper
 from .keys import KeyHasher
 from .passwords import Hasher, HashQueue
@@ -27,40 +26,24 @@ from .principal import KeyLimits
 EPOCHS = "epochs"  # the shared table's name
 
 
-class SharedEpochs:
-    """The epoch table as the supervisor holds shared tables."""
+class AuditPlace(Struct, frozen=True):
+    """Where the log is and the key that proves it; in the supervisor and in commands only."""
 
-    def __init__(self) -> None:
-        self.table = EpochTable.create()
+    path: Path
+    head_path: Path
+    key: bytes
 
-    @property
-    def fd(self) -> int:
-        return self.table.fd
-
-    def worker_gone(self, worker: int) -> None:
-        """It may have died between a commit and its bump."""
-        self.table.bump_all()
-
-    def close(self) -> None:
-        self.table.close()
+    def __repr__(self) -> str:
+        return "AuditPlace()"
 
 
-class NoAudit:
-    """audit_logging_enabled=false: records go nowhere; changes are not refused."""
+def audit_place(settings: Settings, key: bytes) -> AuditPlace:
+    """The head is exported to the data directory, outside of the log's own folder."""
+    return AuditPlace(Path(settings.security.audit_path), Path(settings.storage.data_dir) / "audit.head", key)
 
-    is_failing = False
 
-    def start(self) -> None:
-        """Nothing to open."""
-
-    async def append(self, records: list[dict[str, Any]], *, durable: bool) -> None:
-        """Nothing is kept."""
-
-    def note(self, fields: dict[str, Any]) -> None:
-        """Nothing is kept."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
+def usage_folder(settings: Settings) -> Path:
+    return Path(settings.storage.data_dir) / "usage"
 
 
 def key_policy(security: Security) -> KeyPolicy:
@@ -79,79 +62,61 @@ def key_policy(security: Security) -> KeyPolicy:
     )
 
 
-def audit_head_path(settings: Settings) -> Path:
-    """Where the head is exported to: outside of the log's own folder."""
-    return Path(settings.storage.data_dir) / "audit.head"
-
-
 class IdentityHost:
-    """Make it, hand `tables()` and `audit` on, `await open()`, `start()`, `await close()`."""
+    """A part of the supervisor: `await start()` after the audit log was started, `await close()` before it ends."""
 
     def __init__(
         self,
         settings: Settings,
+        audit: AuditSink,
+        epochs: EpochTable,
         *,
-        audit_key: bytes,
         pepper: bytes,
-        hasher: Hasher | None = None,
+        admin_password: str | None = None,
+        has_upkeep: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings = settings
-        self.audit_key = audit_key
-        self.pepper = pepper
-        self.audit_path = Path(settings.security.audit_path)
-        self.head_path = audit_head_path(settings)
-        self.audit: AuditLog | NoAudit
-        if settings.security.audit_logging_enabled:
-            self.audit = AuditLog(AuditWriter(self.audit_path, self.head_path, audit_key, clock=clock), clock=clock)
-        else:
-            self.audit = NoAudit()
-        self.epochs = SharedEpochs()
-        self.store = Store(settings.storage.url, num_readers=2)
-        self.passwords = HashQueue(hasher or Hasher(), lock_fd=self.epochs.fd)
-        sink: AuditSink = self.audit
+        self._store = Store(settings.storage.url, num_readers=2)
+        self._passwords = HashQueue(Hasher(), lock_fd=epochs.fd)
+        self._admin_password = admin_password
         self.accounts = Accounts(
-            self.store,
-            sink,
-            self.epochs.table,
+            self._store,
+            audit,
+            epochs,
             KeyHasher(pepper),
-            self.passwords,
+            self._passwords,
             policy=key_policy(settings.security),
             clock=clock,
         )
         self._journal: UsageJournal | None = None
         self._keeper: Keeper | None = None
-        self._clock = clock
+        if has_upkeep:
+            self._journal = UsageJournal(usage_folder(settings))
+            self._keeper = Keeper(self._store, epochs, self.accounts, journal=self._journal, clock=clock)
 
-    def tables(self) -> dict[str, SharedEpochs]:
-        return {EPOCHS: self.epochs}
+    async def start(self) -> None:
+        """Bring the schema up to date; make the first administrator in an empty store.
 
-    async def open(self, *, admin_password: str | None = None) -> None:
-        """Bring the schema up to date; with an empty store and a password make the first administrator.
-
-        Raises StartError, and ApiError(audit_unavailable) when that could not be recorded.
+        Raises StartError, ConfigError, and ApiError(audit_unavailable) when that could not be recorded.
         """
-        await self.store.open(migrate=True)
-        if admin_password is not None:
-            await self.accounts.bootstrap(admin_password)
+        await self._store.open(migrate=True)
+        if self._admin_password is not None:
+            try:
+                await self.accounts.bootstrap(self._admin_password)
+            except ApiError as error:
+                if error.code != "weak_password":
+                    raise
+                raise ConfigError(f"INFERNO_ADMIN_PASSWORD: {error.message}") from None
+        if self._keeper is not None:
+            self._keeper.start()
 
-    def start(self) -> None:
-        """Start the upkeep; the audit log must have been started."""
-        self._journal = UsageJournal(usage_folder(self.settings))
-        self._keeper = Keeper(
-            self.store, self.epochs.table, self.accounts, journal=self._journal, clock=self._clock
-        )
-        self._keeper.start()
+    def reload(self, settings: Settings) -> None:
+        self.accounts.policy = key_policy(settings.security)
 
     async def close(self) -> None:
-        """End upkeep and close the store; audit log and tables are closed by who started them."""
         if self._keeper is not None:
             await self._keeper.close()
         if self._journal is not None:
             self._journal.close()
-        self.passwords.close()
-        await self.store.close()
-
-
-def usage_folder(settings: Settings) -> Path:
-    return Path(settings.storage.data_dir) / "usage"
+        self._passwords.close()
+        await self._store.close()

@@ -18,10 +18,9 @@ from msgspec import Meta, Struct
 from ..errors import ApiError
 from ..storage.identities import Account, ApiKey
 from . import audit_log
-from .accounts import Accounts, Actor, KeySpec, decode_limits
-from .audit import unavailable
+from .accounts import Accounts, Actor, AuditSink, KeySpec, decode_limits
 from .audit_format import timestamp
-from .host import IdentityHost
+from .host import AuditPlace, IdentityHost
 from .permissions import PERMISSIONS
 from .principal import KeyLimits
 
@@ -100,21 +99,26 @@ class _Search(_Arguments, frozen=True):
     before: int | None = None
 
 
-def table(host: IdentityHost) -> dict[str, tuple[Handler, tuple[str, ...]]]:
+def identity_verbs(host: IdentityHost) -> dict[str, tuple[Handler, tuple[str, ...]]]:
     """Return verb → (handler, who may call it)."""
-    commands = ("command",)
-    both = ("command", "worker")
+    handlers = {
+        "users.list": _list_users,
+        "users.add": _add_user,
+        "users.passwd": _set_password,
+        "users.update": _update_user,
+        "users.delete": _delete_user,
+        "keys.create": _create_key,
+        "keys.list": _list_keys,
+        "keys.revoke": _revoke_key,
+    }
+    return {name: (partial(handler, host), ("command",)) for name, handler in handlers.items()}
+
+
+def audit_verbs(place: AuditPlace, audit: AuditSink) -> dict[str, tuple[Handler, tuple[str, ...]]]:
+    """Return the verbs that need the audit key or the log's files; workers ask for the API's routes."""
     return {
-        "users.list": (partial(_list_users, host), commands),
-        "users.add": (partial(_add_user, host), commands),
-        "users.passwd": (partial(_set_password, host), commands),
-        "users.update": (partial(_update_user, host), commands),
-        "users.delete": (partial(_delete_user, host), commands),
-        "keys.create": (partial(_create_key, host), commands),
-        "keys.list": (partial(_list_keys, host), commands),
-        "keys.revoke": (partial(_revoke_key, host), commands),
-        "audit.search": (partial(_search, host), both),
-        "audit.verify": (partial(_verify, host), both),
+        "audit.search": (partial(_search, place, audit), ("command", "worker")),
+        "audit.verify": (partial(_verify, place, audit), ("command", "worker")),
     }
 
 
@@ -246,34 +250,43 @@ async def _revoke_key(host: IdentityHost, arguments: dict[str, Any], caller: Cal
     return {"id": wanted.key, "revoked": True}
 
 
-async def _search(host: IdentityHost, arguments: dict[str, Any], caller: Caller) -> Any:
+async def _search(place: AuditPlace, audit: AuditSink, arguments: dict[str, Any], caller: Caller) -> Any:
     wanted = _read(arguments, _Search)
-    await _settle(host)
+    await _settle(audit)
     return await asyncio.to_thread(
-        audit_log.search, host.audit_path, wanted.filter, num_rows=wanted.limit, before=wanted.before
+        audit_log.search, place.path, wanted.filter, num_rows=wanted.limit, before=wanted.before
     )
 
 
-async def _verify(host: IdentityHost, arguments: dict[str, Any], caller: Caller) -> Any:
+async def _verify(place: AuditPlace, audit: AuditSink, arguments: dict[str, Any], caller: Caller) -> Any:
     _read(arguments, _Arguments)
-    await _settle(host)
-
-    def walk() -> audit_log.Verification:
-        try:
-            head = audit_log.read_head(host.head_path, host.audit_key)
-        except (OSError, ValueError):
-            return audit_log.Verification(audit_log.UNREADABLE, 0, 0, "", reason="the exported head cannot be read")
-        return audit_log.verify(host.audit_path, host.audit_key, head)
-
-    return msgspec.structs.asdict(await asyncio.to_thread(walk))
+    await _settle(audit)
+    return msgspec.structs.asdict(await asyncio.to_thread(verify_place, place))
 
 
-async def _settle(host: IdentityHost) -> None:
-    """Let what waits be written first, where the disk allows it."""
-    if not host.settings.security.audit_logging_enabled:
-        raise ApiError("conflict", "The audit log is turned off (audit_logging_enabled).")
+def verify_place(place: AuditPlace) -> audit_log.Verification:
+    """Verify the log against its exported head. A log without a head, or with a foreign one, is broken."""
     try:
-        await host.audit.append([], durable=True)
+        head = audit_log.read_head(place.head_path, place.key)
+        has_log = any(file.stat().st_size for file in audit_log.files(place.path))
+    except ValueError as error:
+        return audit_log.Verification(audit_log.BROKEN, 0, 0, "", 1, place.head_path.name, str(error))
+    except OSError as error:
+        reason = f"cannot be read: {type(error).__name__}"
+        return audit_log.Verification(audit_log.UNREADABLE, 0, 0, "", reason=reason)
+    if head is None and has_log:
+        found = audit_log.verify(place.path, place.key, None)
+        if found.status == audit_log.INTACT:
+            reason = "the exported head is missing: the end of the log is not proven"
+            return msgspec.structs.replace(found, status=audit_log.BROKEN, first_bad=found.last_seq + 1, reason=reason)
+        return found
+    return audit_log.verify(place.path, place.key, head)
+
+
+async def _settle(audit: AuditSink) -> None:
+    """Let what waits be written first, where the disk allows it."""
+    try:
+        await audit.append([], durable=True)
     except ApiError as error:
-        if error.code != unavailable().code:
+        if error.code != "audit_unavailable":
             raise

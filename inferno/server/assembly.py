@@ -23,8 +23,10 @@ from ..security.addresses import ClientAddresses
 from ..security.limit_policy import FAMILIES
 from ..security.limits import Limiter, LimitSettings
 from ..storage.bucket_store import attach_shared_buckets
+from .admin.routes import admin_routes
 from .control import Control
 from .http import Scope
+from .identity import WorkerAudit, WorkerIdentity, worker_identity
 from .metering import LimitMeter
 from .services import Services
 
@@ -35,10 +37,16 @@ class Assembly:
     """The parts of one worker, and what to do with them at a reload and at the end."""
 
     def __init__(
-        self, services: Services, routes: Sequence[BaseRoute] = (), *, limiter: Limiter | None = None
+        self,
+        services: Services,
+        routes: Sequence[BaseRoute] = (),
+        *,
+        limiter: Limiter | None = None,
+        identity: WorkerIdentity | None = None,
     ) -> None:
         self.services = services
         self._limiter = limiter
+        self._identity = identity
         self.routes = list(routes)
         self._addresses = ClientAddresses(services.settings.server.trusted_proxies)
         self._tls: ssl.SSLContext | None = None
@@ -71,6 +79,8 @@ class Assembly:
         self.services.settings = settings
         if self._limiter is not None:
             self._limiter.update(LimitSettings.of(settings.security, settings.limits.on_failure))
+        if self._identity is not None:
+            self._identity.reload(settings)
         if self._tls is not None and settings.server.tls_cert_path and settings.server.tls_key_path:
             tls.reload_pair(
                 self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
@@ -80,6 +90,8 @@ class Assembly:
         """Give back what parts hold."""
         if self._limiter is not None:
             await self._limiter.store.close()
+        if self._identity is not None:
+            await self._identity.close()
 
 
 async def assemble(
@@ -91,13 +103,21 @@ async def assemble(
 ) -> Assembly:
     """Build the parts of a worker."""
     limiter = _limiter(message, settings, shared)
+    audit = WorkerAudit(control, is_enabled=settings.security.audit_logging_enabled)
+    identity = worker_identity(message, settings, audit, limiter, shared)
     services = Services(
         settings,
         engines,
-        meter=None if limiter is None else LimitMeter(limiter),
+        authenticator=None if identity is None else identity.authenticator,
+        meter=None if limiter is None else LimitMeter(limiter, audit.limited),
+        recorder=None if identity is None else identity.recorder,
         cache_key=message.secrets.get("cache", b""),
+        before_inference=audit.ensure if settings.security.audit_on_failure == "refuse" else None,
     )
-    return Assembly(services, limiter=limiter)
+    if identity is None:
+        return Assembly(services, limiter=limiter)
+    await identity.start()
+    return Assembly(services, admin_routes(services, identity, control), limiter=limiter, identity=identity)
 
 
 def _limiter(message: WorkerSettings, settings: config.Settings, shared: Mapping[str, int]) -> Limiter | None:

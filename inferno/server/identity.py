@@ -25,6 +25,7 @@ from ..security.audit_format import record
 from ..security.auth import Authenticator
 from ..security.host import EPOCHS, key_policy, usage_folder
 from ..security.keys import KeyHasher
+from ..security.limit_headers import Decision
 from ..security.limit_policy import subjects
 from ..security.limits import Limiter
 from ..security.login import Login
@@ -73,6 +74,21 @@ class WorkerAudit:
             batch, self._notes = self._notes[:MAX_BATCH], self._notes[MAX_BATCH:]
             task = asyncio.get_running_loop().create_task(self._control.audit(batch, durable=False))
             task.add_done_callback(_ignore)
+
+    def limited(self, context: Context, decision: Decision) -> None:
+        """A limit refused a request: LimitMeter's on_refused."""
+        principal = context.principal
+        self.note(
+            record(
+                "limit.exceeded",
+                result="failure",
+                reason=f"policy={decision.policy}" if not decision.unavailable else "store_unavailable",
+                actor="" if principal is None else principal.id,
+                actor_type="" if principal is None else principal.actor_type,
+                ip=source_block(context.source).text,
+                request_id=context.request_id,
+            )
+        )
 
     async def ensure(self) -> None:
         """Raise ApiError(audit_unavailable) when the log cannot be written now (audit_on_failure = "refuse")."""
@@ -160,7 +176,7 @@ class TightBuckets:
         ]
 
     @staticmethod
-    def _check(decision: Any) -> None:
+    def _check(decision: Decision) -> None:
         if decision.allowed:
             return
         if decision.unavailable:
@@ -181,16 +197,17 @@ class WorkerIdentity:
         jwt: bytes,
         jwt_previous: bytes | None,
         epochs_fd: int,
-        control: Control,
+        audit: WorkerAudit,
+        limiter: Limiter | None = None,
         hasher: Hasher | None = None,
     ) -> None:
         security = settings.security
         self.settings = settings
-        self.audit = WorkerAudit(control, is_enabled=security.audit_logging_enabled)
+        self.audit = audit
         self.store = Store(settings.storage.url)
         self.epochs = EpochTable.attach(epochs_fd)
         self.passwords = HashQueue(hasher or Hasher(), lock_fd=epochs_fd)
-        self.buckets = TightBuckets(None)
+        self.buckets = TightBuckets(limiter)
         key_hasher = KeyHasher(pepper)
         self.tokens = SessionTokens(jwt, jwt_previous, lifetime_hours=security.token_expiry_hours)
         self.accounts = Accounts(
@@ -258,7 +275,11 @@ class WorkerIdentity:
 
 
 def worker_identity(
-    message: WorkerSettings, settings: Settings, control: Control, shared: Mapping[str, int]
+    message: WorkerSettings,
+    settings: Settings,
+    audit: WorkerAudit,
+    limiter: Limiter | None,
+    shared: Mapping[str, int],
 ) -> WorkerIdentity | None:
     """Return the identity parts; None with authentication off. Raises StartError when something was not sent."""
     if not settings.security.auth_enabled:
@@ -270,7 +291,8 @@ def worker_identity(
             jwt=message.secrets["jwt"],
             jwt_previous=message.secrets.get("jwt_previous"),
             epochs_fd=shared[EPOCHS],
-            control=control,
+            audit=audit,
+            limiter=limiter,
         )
     except KeyError as error:
         raise StartError(f"the supervisor did not send {error}, which authentication needs") from None

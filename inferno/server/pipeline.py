@@ -42,10 +42,15 @@ class FrontGate:
             await services.meter.source(context)
         if policy.public:
             return
-        principal = await services.authenticator.authenticate(request.headers, request.query, context.source)
+        principal = await services.authenticator.authenticate(
+            request.headers, request.query, context.source, context.request_id
+        )
         context.principal = principal
         if policy.buckets:
             await services.meter.requests(context, principal)
+        verdict = allow(policy, principal)
+        if not verdict.allowed:
+            services.recorder.refused(context, principal, verdict.reason)
         require(principal, policy)
 
 
@@ -86,6 +91,8 @@ async def begin(services: Services, request: Request, model: Model, plan: Plan) 
     """Take a slot, prepare, reserve, start. The Run must be closed. Raises ApiError with all given back."""
     if services.is_draining:
         raise ApiError("shutting_down", "The server is stopping.", retry_after=5.0)
+    if services.before_inference is not None:
+        await services.before_inference()
     run = Run(services, request, model)
     try:
         run.lease = await services.meter.slot(request.context, request.principal)

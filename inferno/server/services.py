@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ..config import Settings
@@ -24,7 +25,9 @@ ANONYMOUS_PERMISSIONS = ROLES["user"] | {"use_grammar", "use_special_tokens"}
 class Authenticator(Protocol):
     """Turns any credential into a principal. Every failure is the same ApiError 401; ambiguity is 400."""
 
-    async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal: ...
+    async def authenticate(
+        self, headers: list[Header], query: bytes, source: str, request_id: str = ""
+    ) -> Principal: ...
 
     def is_current(self, principal: Principal) -> bool:
         """Whether a principal of a running stream still stands (asked at least once a second)."""
@@ -75,11 +78,17 @@ class Recorder(Protocol):
         result: str,
     ) -> None: ...
 
+    def refused(self, context: Context, principal: Principal, reason: str) -> None:
+        """A caller lacks a permission."""
+        ...
+
 
 class OpenAuthenticator:
     """Authentication off (loopback only): the principal is the source address, with a user's permissions."""
 
-    async def authenticate(self, headers: list[Header], query: bytes, source: str) -> Principal:
+    async def authenticate(
+        self, headers: list[Header], query: bytes, source: str, request_id: str = ""
+    ) -> Principal:
         block = source_block(source).text
         return Principal(
             id=f"ip:{block}",
@@ -144,6 +153,9 @@ class NoRecorder:
     ) -> None:
         pass
 
+    def refused(self, context: Context, principal: Principal, reason: str) -> None:
+        pass
+
 
 class Services:
     """The parts of one worker. `cache_key` keys the tags that engines know principals by."""
@@ -157,9 +169,11 @@ class Services:
         meter: Meter | None = None,
         recorder: Recorder | None = None,
         cache_key: bytes = b"",
+        before_inference: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.settings = settings
         self.engines = engines
+        self.before_inference = before_inference  # audit_on_failure = "refuse": raises while nothing can be recorded
         self.authenticator: Authenticator = authenticator or OpenAuthenticator()
         self.meter: Meter = meter or NoMeter()
         self.recorder: Recorder = recorder or NoRecorder()
