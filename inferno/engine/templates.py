@@ -261,17 +261,32 @@ _SAMPLES: tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...] =
 
 
 def check_template(
-    process: TemplateProcess, template: str, special_texts: Mapping[str, str] | None = None
-) -> None:
-    """Walk, compile and try one template in `process` (started with TRIAL_LIMITS). Raises GgufError for a fault."""
+    process: TemplateProcess,
+    template: str,
+    special_texts: Mapping[str, str] | None = None,
+    allow: frozenset[str] = frozenset(),
+) -> list[str]:
+    """Walk, compile and try one template in `process` (started with TRIAL_LIMITS).
+
+    Raises GgufError for a fault that is not waived; a waived one does not end the check. Returns the waived reasons.
+    """
+    waived: list[str] = []
+
+    def meet(fault: GgufError) -> None:
+        if not (fault.policy and fault.reason in allow):
+            raise fault
+        waived.append(fault.reason)
+
     if len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
-        raise GgufError("template-too-long", None, policy=True)
+        meet(GgufError("template-too-long", None, policy=True))
     try:
         process.run(Check(template))
+    except TemplateUnavailable:
+        raise
     except TemplateError as error:
         # A compiler that dies or does not come to an end was given too much.
         kind = error.kind if error.kind in ("syntax", "statement", "attribute", "memory") else "complex"
-        raise _fault(kind, error.message) from None
+        meet(_fault(kind, error.message))
     tokens = {f"{name}_token": text for name, text in (special_texts or {}).items()}
     for messages, tools in _SAMPLES:
         variables = {
@@ -288,15 +303,17 @@ def check_template(
         except TemplateUnavailable:
             raise
         except TemplateError as error:
-            if error.kind == "output":
+            kind = error.kind
+            if kind == "output":
                 # many small pieces come from a loop, a few from one expression
-                pieces = int(error.message.split()[-2])
-                raise _fault("loop" if pieces > 1000 else "memory", error.message) from None
-            if error.kind == "crashed":
-                raise _fault("memory", error.message) from None
-            if error.kind in _FAULTS:
-                raise _fault(error.kind, error.message) from None
+                kind = "loop" if int(error.message.split()[-2]) > 1000 else "memory"
+            elif kind == "crashed":
+                kind = "memory"
+            if kind in _FAULTS:
+                meet(_fault(kind, error.message))
+                break
             # raise_exception and undefined values are no faults: the sample need not suit the template
+    return waived
 
 
 def _fault(kind: str, detail: str) -> GgufError:
@@ -317,10 +334,8 @@ def check_templates(
     with TemplateProcess(limits=TRIAL_LIMITS, executable=executable) as process:
         for name, template in templates.items():
             try:
-                check_template(process, template, special_texts)
+                waived += check_template(process, template, special_texts, allow)
             except GgufError as error:
-                if not (error.policy and error.reason in allow):
-                    error.detail = f"{error.detail} (template {name!r})"
-                    raise
-                waived.append(error.reason)
-    return waived
+                error.detail = f"{error.detail} (template {name!r})"
+                raise
+    return sorted(set(waived))

@@ -210,3 +210,20 @@ def test_a_waived_template_fault_is_reported() -> None:
     assert check_templates(templates, allow=frozenset({"template-forbidden-statement"})) == [
         "template-forbidden-statement"
     ]
+
+
+def test_a_waiver_covers_its_own_reason_only(trial: TemplateProcess) -> None:
+    allow = frozenset({"template-forbidden-attribute", "template-too-long"})
+    bomb = "{% set __x = 1 %}{{ 'A' * 10000000000 }}"
+    with pytest.raises(GgufError, match="template-memory-bomb"):
+        check_template(trial, bomb, allow=allow)
+    long = "{% set __x = 1 %}" + "x" * (256 * 1024)
+    assert check_template(trial, long, allow=allow) == ["template-too-long", "template-forbidden-attribute"]
+    # and what was waived renders
+    assert render(trial, "{% set __x = 1 %}{{ __x }}") == "1"
+
+
+def test_the_confinement_can_be_turned_off() -> None:
+    with TemplateProcess(limits=Limits(sandbox="off")) as process:
+        assert process.sandbox["mode"] == "off"
+        assert render(process, CHATML)
