@@ -8,7 +8,9 @@ from setuptools import Extension, find_packages, setup
 
 # One name per extension: native/inferno_native/<name>.pyx becomes inferno_native.<name>.
 EXTENSIONS: list[str] = [
+    "batching",
     "buckets",
+    "chain",
     "epochs",
     "gguf",
     "gguf_container",
@@ -17,6 +19,7 @@ EXTENSIONS: list[str] = [
     "jsongate",
     "llama",
     "marker_index",
+    "textstream",
 ]
 
 # A test that needs one module in another build does not want to wait for all of them.
