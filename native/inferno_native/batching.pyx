@@ -74,6 +74,11 @@ cdef class Sequence:
     def __dealloc__(self):
         free(self._tokens)
 
+    @property
+    def num_remaining(self):
+        """Prompt tokens that are still to be evaluated."""
+        return max(self.num_prompt - self.num_evaluated, 0)
+
     def generated(self):
         """Return the sampled ids so far."""
         return [self._tokens[i] for i in range(self.num_prompt, self.num_prompt + self.num_generated)]
@@ -133,7 +138,7 @@ cdef class Batcher:
         cdef int32_t sequences = self.num_slots + (1 if self.ghost_row else 0)
         cdef char why[256]
         memset(why, 0, sizeof(why))
-        params.n_ctx = sequences * self.context_size
+        params.n_ctx = sequences * ((self.context_size + 255) // 256 * 256)  # llama.cpp rounds to 256 cells
         params.n_seq_max = sequences
         params.n_batch = max(self._batch_capacity, ubatch)
         params.n_ubatch = max(self._batch_capacity, ubatch)

@@ -1,0 +1,217 @@
+"""From EngineSettings to a Batcher that is ready: open and verify, confine, load, plan memory, calibrate, describe.
+
+The order is the point: the file is opened once and verified through that descriptor; libraries, backends and every
+module are loaded before the process is confined; only then llama.cpp parses the model, from the same descriptor.
+Engine process, before the first request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inferno_native import llama
+from inferno_native.batching import Batcher
+from inferno_native.gguf_report import Facts, GgufError
+
+from ..messages import EngineSettings, LoadProgress, ModelInfo, ModelRefused
+from .calibration import Calibration, calibrate
+from .costs import CostModel
+from .memory import NoMemory, Plan, Shape, available_bytes, make_plan
+from .prompts import PromptBuilder
+from .sandbox import confine
+from .source import ModelSource
+from .templates import TemplateProcess
+from .verification import open_verified
+
+SAMPLER_VERSION = 1  # a change of it may change sampled bytes
+_log = logging.getLogger("inferno.engine")
+_APPROXIMATE = ("F32", "F16", "BF16")  # rows of these differ by their company
+
+
+class Refused(Exception):
+    """The model is not served; carries the message for the supervisor."""
+
+    def __init__(self, reason: str, detail: str, offset: int | None = None) -> None:
+        super().__init__(detail)
+        self.message = ModelRefused(reason=reason, detail=detail, offset=offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    batcher: Batcher
+    prompts: PromptBuilder
+    template: TemplateProcess | None
+    costs: CostModel
+    info: ModelInfo
+    calibration: dict[str, Any]
+    source: ModelSource
+
+
+def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
+    """Do all of it; `report` sends LoadProgress. Raises Refused."""
+    try:
+        source, verdict = open_verified(
+            settings.paths,
+            sha256=settings.sha256,
+            known_stamps=settings.known_stamps,
+            allow=settings.allow,
+            source=settings.source,
+            max_bytes=settings.max_model_bytes,
+            progress=lambda done, size: report(LoadProgress(stage="verify", fraction=done / max(size, 1))),
+        )
+    except GgufError as error:
+        raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
+    report(LoadProgress(stage="verify", fraction=1.0))
+    facts = verdict.facts
+    try:
+        library = llama.load_library()
+        template = _start_template(facts, settings)
+        force = _confine(settings)
+        model = _load_weights(source, settings, report)
+        source.recheck()
+    except (llama.LlamaError, OSError) as error:
+        raise Refused("load-failed", str(error)) from None
+    except GgufError as error:
+        raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
+    if not model.has_decoder or model.is_diffusion:
+        raise Refused("load-failed", "the model cannot generate text token by token")
+    quantum = int(settings.calibration.get("quantum", 64))
+    shape = Shape(model.size_bytes, model.n_layer, model.n_embd, model.n_head, model.n_head_kv,
+                  model.vocab.n_tokens, model.n_ctx_train)  # fmt: skip
+    try:
+        plan = make_plan(
+            shape,
+            slots=settings.slots,
+            context_size=settings.context_size,
+            kv_type=settings.kv_cache_type,
+            ubatch=max(quantum + 1, (settings.slots or 8) + 1),
+            extra_sequences=1 if settings.flash_attention == "on" else 0,
+            prefix_bytes=settings.prefix_cache_mb << 20,
+            available=available_bytes() + model.size_bytes,
+            weights_resident=0,
+        )
+        threads = settings.threads or _num_cpus()
+        report(LoadProgress(stage="calibrate", fraction=0.0))
+        chosen = calibrate(model, settings, plan, threads)
+        report(LoadProgress(stage="calibrate", fraction=1.0))
+        batcher = chosen.open(model, plan, settings)
+    except NoMemory as error:
+        raise Refused("no-memory", str(error)) from None
+    except (llama.LlamaError, ValueError, MemoryError) as error:
+        raise Refused("load-failed", str(error) or "out of memory") from None
+    costs = CostModel(settings.target_itl_ms / 1000, chosen.chunk_seconds)
+    prompts = PromptBuilder(batcher.vocab, template)
+    info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source)
+    return Loaded(batcher, prompts, template, costs, info, chosen.as_dict(), source)
+
+
+def _num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_template(facts: Facts, settings: EngineSettings) -> TemplateProcess | None:
+    source = facts.chat_templates.get("default") or next(iter(facts.chat_templates.values()), None)
+    if source is None:
+        return None
+    process = TemplateProcess(source, special_texts=facts.special_texts)
+    process.start()
+    return process
+
+
+def _confine(settings: EngineSettings) -> dict[str, str]:
+    """The one place where this process is locked: after libraries and backends, before the model is parsed.
+
+    The system-call filter and Landlock wait for a way to replace a template child from inside of them.
+    """
+    os.umask(0o077)
+    return confine("engine", mode="off")
+
+
+def _load_weights(
+    source: ModelSource, settings: EngineSettings, report: Callable[[Any], None]
+) -> llama.Model:
+    state = llama.LoadState()
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(0.25):
+            report(LoadProgress(stage="load", fraction=min(state.fraction, 1.0)))
+
+    teller = threading.Thread(target=tell, name="inferno-load", daemon=True)
+    teller.start()
+    try:
+        try:
+            return llama.load_model(source.fds, gpu_layers=settings.gpu_layers, state=state)
+        except llama.LlamaError as error:
+            if "mmap" not in str(error):
+                raise
+            return llama.load_model(source.fds, gpu_layers=settings.gpu_layers, mapped=False, state=state)
+    finally:
+        done.set()
+        teller.join()
+
+
+def _describe(
+    settings: EngineSettings,
+    library: llama.Library,
+    model: llama.Model,
+    facts: Facts,
+    digests: tuple[str, ...],
+    plan: Plan,
+    chosen: Calibration,
+    force: dict[str, str],
+    source: ModelSource,
+) -> ModelInfo:
+    devices = library.devices()
+    accelerators = [name for name, _, kind, _, _ in devices if kind in (1, 2)]
+    on_gpu = bool(accelerators) and settings.gpu_layers != 0
+    backend = accelerators[0] if on_gpu else "CPU"
+    sha256 = next(iter(digests or settings.sha256), "")
+    layout = settings.kv_layout
+    kv_type = settings.kv_cache_type or "f16"
+    quantization = model.quantization or facts.quantization or ""
+    exact = layout == "streams" and not on_gpu and quantization not in _APPROXIMATE
+    identity = "|".join([
+        sha256 or "-".join(stamp.text() for stamp in source.stamps), library.version, library.package_version, backend,
+        library.system_info(), str(chosen.flash_attention), kv_type, layout, str(chosen.quantum), str(chosen.threads),
+        str(SAMPLER_VERSION),
+    ])  # fmt: skip
+    fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16] + ("" if exact else "-approx")
+    created = int(max(Path(path).stat().st_mtime for path in settings.paths)) if settings.paths else 0
+    return ModelInfo(
+        name=settings.name,
+        context_size=plan.context_size,
+        slots=plan.slots,
+        vocab_size=model.vocab.n_tokens,
+        fingerprint=fingerprint,
+        has_chat_template=bool(facts.chat_templates),
+        created=max(created, 0),
+        architecture=facts.architecture or "",
+        parameters=model.n_params,
+        quantization=quantization,
+        size_bytes=source.size_bytes,
+        sha256=sha256,
+        backend=backend,
+        gpu_layers=(model.n_layer if settings.gpu_layers < 0 else min(settings.gpu_layers, model.n_layer))
+        if on_gpu
+        else 0,
+        threads=chosen.threads,
+        memory_bytes=plan.as_dict(),
+        sandbox=force,
+        settings={
+            "flash_attention": "on" if chosen.flash_attention else "off",
+            "prefill_quantum": str(chosen.quantum),
+            "kv_layout": layout,
+            "kv_cache_type": kv_type,
+            "prefix_cache_mb": str(settings.prefix_cache_mb),
+            "source": source.mode,
+        },
+    )

@@ -1,0 +1,219 @@
+"""Entry of an engine process: `python -I -m inferno.engine.main FD`, where FD is its end of the control socket.
+
+Reads the settings message, loads the model (or reports ModelRefused and exits 1), then answers the supervisor from the
+main thread while the step loop runs in its own. A ping is answered while the loop makes progress; a loop that is stuck
+gets no answer, and the supervisor replaces the process. Exit 0 after a drain, or when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from array import array
+from typing import Any
+
+import msgspec
+from inferno_native import llama
+
+from ..errors import EngineError, ProtocolError
+from ..ipc import BlockingChannel
+from ..messages import (
+    MAX_CONTROL_FRAME,
+    PROTOCOL_VERSION,
+    AttachWorker,
+    ClearPrefixes,
+    Drain,
+    EngineHello,
+    EngineReady,
+    EngineSettings,
+    LogLine,
+    ModelRefused,
+    Ping,
+    Pong,
+    SupervisorToEngine,
+    TextPrompt,
+)
+from .connections import ConnectionLoop
+from .loading import Loaded, Refused, load
+from .prefixes import PrefixStore
+from .runner import Runner
+
+STUCK_SECONDS = 60.0  # one llama_decode of a large model on a slow machine may take long
+DRAIN_SECONDS = 30.0  # after SIGTERM without a Drain message
+_SWITCH_SECONDS = 0.0005  # the step loop should not wait 5 ms for the interpreter
+_log = logging.getLogger("inferno.engine")
+
+
+class _ControlHandler(logging.Handler):
+    """Sends log records to the supervisor; never raises, never waits for long."""
+
+    def __init__(self, channel: BlockingChannel) -> None:
+        super().__init__()
+        self._channel = channel
+        self._is_sending = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level: Any = {10: "debug", 20: "info", 30: "warning"}.get(record.levelno, "error")
+        try:
+            self._channel.send(LogLine(level=level, text=self.format(record)[:4096]))
+        except OSError:
+            pass
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not arguments[0].isdigit():
+        print("usage: python -I -m inferno.engine.main FD", file=sys.stderr)
+        return 2
+    sock = socket.socket(fileno=int(arguments[0]))
+    channel = BlockingChannel(sock, SupervisorToEngine, max_frame_bytes=MAX_CONTROL_FRAME)
+    try:
+        first = channel.receive()
+    except ProtocolError:
+        return 1
+    if first is None:
+        return 0
+    settings = first[0]
+    if not isinstance(settings, EngineSettings):
+        return 1
+    if settings.version != PROTOCOL_VERSION:
+        channel.send(
+            ModelRefused(reason="load-failed", detail=f"protocol {settings.version}, not {PROTOCOL_VERSION}")
+        )
+        return 1
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    logging.basicConfig(
+        handlers=[_ControlHandler(channel)], level=settings.log_level.upper(), format="%(message)s"
+    )
+    try:
+        loaded = load(settings, channel.send)
+    except Refused as refusal:
+        _tell_library_log()
+        channel.send(refusal.message)
+        return 1
+    try:
+        return Engine(settings, loaded, channel).serve()
+    finally:
+        if loaded.template is not None:
+            loaded.template.close()
+
+
+class Engine:
+    """A loaded model and the threads that serve it."""
+
+    def __init__(self, settings: EngineSettings, loaded: Loaded, channel: BlockingChannel) -> None:
+        self._channel = channel
+        self._loaded = loaded
+        self._settings = settings
+        self._store = PrefixStore(
+            settings.prefix_cache_mb << 20,
+            loaded.batcher.quantum,
+            only_whole=loaded.batcher.exact_restore_only,
+        )
+        self._runner = Runner(
+            loaded.batcher,
+            loaded.prompts,
+            store=self._store,
+            costs=loaded.costs,
+            max_queue=settings.max_queue,
+            max_queue_per_user=settings.max_queue_per_user,
+            request_timeout_seconds=settings.request_timeout_seconds,
+        )
+        self._connections = ConnectionLoop(
+            self._runner.on_message,
+            self._runner.on_close,
+            self._tick,
+            max_frame_bytes=settings.max_frame_bytes,
+        )
+        self._next_chores = 0.0
+
+    def serve(self) -> int:
+        """Serve until drained, or until the supervisor is gone. Returns the exit status."""
+        self._keep_public()
+        self._connections.start()
+        threading.Thread(target=self._run_steps, name="inferno-steps", daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_: self._runner.drain(DRAIN_SECONDS))
+        self._channel.send(EngineReady(model=self._loaded.info, calibration=self._loaded.calibration))
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._on_control(received[0], received[1])
+        except ProtocolError as error:
+            _log.error("the supervisor sent something malformed: %s", error)
+            return 1
+        except OSError:
+            pass
+        return 0
+
+    def _on_control(self, message: Any, descriptors: list[int]) -> None:
+        match message:
+            case AttachWorker() if len(descriptors) == 1:
+                hello = EngineHello(version=PROTOCOL_VERSION, model=self._loaded.info)
+                self._connections.add(socket.socket(fileno=descriptors[0]), message.worker, hello)
+                return
+            case Ping():
+                if self._runner.stuck_seconds() < STUCK_SECONDS:
+                    self._channel.send(Pong(serial=message.serial, stats=self._runner.stats()))
+            case Drain():
+                self._runner.drain(message.grace_seconds)
+            case ClearPrefixes():
+                self._runner.clear_prefixes(message.principal)
+        for number in descriptors:
+            os.close(number)
+
+    def _run_steps(self) -> None:
+        """The step loop's thread. When it ends, the process does: nothing is left to serve with."""
+        status = 0
+        try:
+            self._runner.run()
+        except Exception:
+            _log.exception("the step loop failed")
+            status = 70
+        _tell_library_log()
+        deadline = time.monotonic() + 1.0
+        while any(c.wants_write for c in list(self._connections.connections)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._loaded.template is not None:
+            self._loaded.template.close()
+        # Other threads may be inside of native code: no orderly end of the interpreter is possible, nor needed.
+        os._exit(status)
+
+    def _tick(self) -> None:
+        self._runner.on_tick()
+        now = time.monotonic()
+        if now >= self._next_chores:
+            self._next_chores = now + 1.0
+            self._runner.expire_prepared(list(self._connections.connections))
+            _tell_library_log()
+
+    def _keep_public(self) -> None:
+        texts: list[array[int]] = []
+        for text in self._settings.public_prefixes:
+            try:
+                texts.append(
+                    array("i", self._loaded.prompts.build(TextPrompt(text=text, parse_special=True)))
+                )
+            except EngineError as error:
+                _log.warning("a public prefix cannot be used: %s", error.message)
+        if texts:
+            kept = self._runner.keep_public(texts)
+            _log.info("%d of %d public prefixes are stored", kept, len(texts))
+
+
+def _tell_library_log() -> None:
+    for level, text in llama.take_log_lines():
+        if level in ("warning", "error"):
+            _log.log(logging.WARNING if level == "warning" else logging.ERROR, "llama.cpp: %s", text)
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"engine: {error}", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,137 @@
+"""Prompt prefixes that need not be computed again: one store in host memory for all slots.
+
+An entry is the state of a sequence at a chunk boundary, made by prefill alone, with the exact tokens behind it. Keys are
+(partition, hash of the tokens up to a boundary); a hit also compares the tokens themselves. A partition is a principal's
+tag and its cache salt, or the operator's public one; nothing else crosses principals. Bounded in bytes, least recently
+used first. Where the memory can be cut (plain attention) any boundary inside of an entry serves; otherwise only its end.
+
+Knows nothing of llama.cpp: states are opaque bytes. Step loop thread; `clear` and the gauges from any.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import xxhash
+
+Partition = tuple[bytes, bytes]  # principal tag, cache salt
+PUBLIC: Partition = (b"", b"public")
+
+
+class Hit(NamedTuple):
+    num_tokens: int
+    state: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    partition: Partition
+    tokens: array[int]
+    state: bytes
+    keys: list[bytes]  # one for each boundary
+    size_bytes: int
+
+
+class PrefixStore:
+    def __init__(self, max_bytes: int, quantum: int, *, only_whole: bool = False) -> None:
+        self._max_bytes = max_bytes
+        self._quantum = quantum
+        self._only_whole = only_whole
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by id, least recently used first
+        self._by_key: dict[tuple[Partition, bytes], _Entry] = {}
+        self._lock = threading.Lock()
+        self.size_bytes = 0
+        self.hit_tokens = 0
+        self.miss_tokens = 0
+
+    @property
+    def num_entries(self) -> int:
+        return len(self._entries)
+
+    @property
+    def is_on(self) -> bool:
+        return self._max_bytes > 0
+
+    def find(self, partition: Partition, tokens: array[int], limit: int) -> Hit | None:
+        """Return the longest stored prefix of `tokens` with at most `limit` of them, or None."""
+        if not self.is_on or limit < self._quantum:
+            return None
+        keys = self._keys(tokens, limit)
+        with self._lock:
+            for count in range(len(keys), 0, -1):
+                length = count * self._quantum
+                for place in (partition, PUBLIC):
+                    entry = self._by_key.get((place, keys[count - 1]))
+                    if (
+                        entry is not None
+                        and (not self._only_whole or len(entry.tokens) == length)
+                        and entry.tokens[:length] == tokens[:length]
+                    ):
+                        self._entries.move_to_end(id(entry))
+                        return Hit(length, entry.state)
+        return None
+
+    def covers(self, partition: Partition, tokens: array[int], length: int) -> bool:
+        """Whether exactly this boundary is stored already."""
+        hit = self.find(partition, tokens, length)
+        return hit is not None and hit.num_tokens == length
+
+    def add(self, partition: Partition, tokens: array[int], state: bytes) -> bool:
+        """Store a state that holds exactly `tokens`, whose number is a multiple of the quantum."""
+        if not tokens or len(tokens) % self._quantum:
+            raise ValueError(f"{len(tokens)} tokens are no multiple of the quantum {self._quantum}")
+        size = len(state) + len(tokens) * tokens.itemsize + 512
+        if size > self._max_bytes:
+            return False
+        keys = self._keys(tokens, len(tokens))
+        entry = _Entry(partition, tokens, state, keys, size)
+        with self._lock:
+            if not self._only_whole:
+                for key in keys:  # an entry that this one contains is not needed any more
+                    old = self._by_key.get((partition, key))
+                    if old is not None and old.keys[-1] == key:
+                        self._drop(old)
+            else:
+                old = self._by_key.get((partition, keys[-1]))
+                if old is not None and len(old.tokens) == len(tokens):
+                    self._drop(old)
+            while self._entries and self.size_bytes + size > self._max_bytes:
+                self._drop(next(iter(self._entries.values())))
+            self._entries[id(entry)] = entry
+            self.size_bytes += size
+            for key in keys if not self._only_whole else keys[-1:]:
+                self._by_key[(partition, key)] = entry
+        return True
+
+    def clear(self, principal: bytes | None = None) -> int:
+        """Forget one principal's prefixes, or all but the public ones. Returns how many entries went."""
+        with self._lock:
+            gone = [
+                entry
+                for entry in self._entries.values()
+                if entry.partition != PUBLIC and (principal is None or entry.partition[0] == principal)
+            ]
+            for entry in gone:
+                self._drop(entry)
+        return len(gone)
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[id(entry)]
+        self.size_bytes -= entry.size_bytes
+        for key in entry.keys:
+            if self._by_key.get((entry.partition, key)) is entry:
+                del self._by_key[(entry.partition, key)]
+
+    def _keys(self, tokens: array[int], limit: int) -> list[bytes]:
+        """Return the running hash at each boundary up to `limit`."""
+        running = xxhash.xxh3_128()
+        found = []
+        with memoryview(tokens) as view:
+            for end in range(self._quantum, min(limit, len(tokens)) + 1, self._quantum):
+                running.update(view[end - self._quantum : end])
+                found.append(running.digest())
+        return found
