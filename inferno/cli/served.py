@@ -6,12 +6,17 @@ file of a model: its engine does, and refuses it by name.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from inferno_native.gguf_report import GgufError
+from msgspec.structs import replace
 
 from ..catalog import Catalog, CatalogError
 from ..config import Settings
 from ..errors import ApiError
 from ..messages import PROTOCOL_VERSION, EngineSettings
+from .calibrations import Calibrations
 
 
 class ServedModels:
@@ -20,6 +25,7 @@ class ServedModels:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._catalog = Catalog(settings.models)
+        self._calibrations = Calibrations(Path(settings.storage.data_dir) / "calibration.json")
 
     def names(self) -> list[str]:
         return sorted(self._catalog.models())
@@ -45,7 +51,7 @@ class ServedModels:
         except GgufError as error:
             raise ApiError("conflict", str(error), param="model") from None
         settings, engine = self._settings, self._settings.engine
-        return EngineSettings(
+        plain = EngineSettings(
             version=PROTOCOL_VERSION,
             name=name,
             paths=model.full_paths,
@@ -69,3 +75,8 @@ class ServedModels:
             request_timeout_seconds=engine.request_timeout_seconds,
             log_level=settings.telemetry.log_level,
         )
+        return replace(plain, calibration=self._calibrations.find(plain))
+
+    def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
+        """Keep what a loaded model's engine measured."""
+        self._calibrations.keep(settings, calibration)

@@ -323,5 +323,8 @@ class _Host:
     def engine_changed(self, engine: EngineProcess) -> None:
         pass
 
+    def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
+        pass
+
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None:
         pass

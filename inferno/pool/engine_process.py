@@ -54,6 +54,7 @@ class EngineHost(Protocol):
 
     def workers(self) -> list[WorkerProcess]: ...
     def engine_changed(self, engine: EngineProcess) -> None: ...
+    def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None: ...
 
 
@@ -283,6 +284,7 @@ class EngineProcess:
             return
         self.info = replace(message.model, name=self.name)
         if len(message.calibration) <= MAX_CALIBRATION_ITEMS:
+            self._host.engine_loaded(self.settings, message.calibration)
             self.settings = replace(self.settings, calibration=message.calibration)
         self._failed_loads = 0
         self.state, self.detail = "ready", ""

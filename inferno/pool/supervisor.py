@@ -54,6 +54,7 @@ class Models(Protocol):
     def names(self) -> list[str]: ...
     def at_start(self) -> list[str]: ...
     def engine_settings(self, name: str) -> EngineSettings: ...
+    def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
 
 
 class Supervisor:
@@ -416,6 +417,9 @@ class Supervisor:
                 is_up=engine.state == "ready",
                 num_restarts=engine.num_restarts,
             )
+
+    def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
+        self.models.loaded(settings, calibration)
 
     async def _announce_when_decided(self) -> None:
         await self._was_worker_ready.wait()

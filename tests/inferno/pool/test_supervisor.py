@@ -40,6 +40,7 @@ def anyio_backend() -> str:
 class FakeModels:
     def __init__(self, *names: str, at_start: tuple[str, ...] | None = None) -> None:
         self._names = list(names)
+        self.calibrations: dict[str, dict[str, Any]] = {}
         self._at_start = list(names) if at_start is None else list(at_start)
 
     def names(self) -> list[str]:
@@ -52,6 +53,9 @@ class FakeModels:
         if name not in self._names:
             raise ApiError("model_not_found", "No such model.")
         return EngineSettings(version=1, name=name, paths=[f"/models/{name}.gguf"])
+
+    def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
+        self.calibrations = {settings.name: calibration}
 
 
 class FakeTable:
@@ -100,6 +104,7 @@ class Running:
         self.summaries: list[dict[str, Any]] = []
         self.audit = FakeAudit()
         self.table = FakeTable(b"shared counters")
+        self.models = models
         self.data = DataDir(folder)
         self.environ = {"INFERNO_STORAGE_DATA_DIR": str(folder), "INFERNO_SERVER_PORT": "0"}
         self.environ |= {"INFERNO_" + name.upper(): str(value) for name, value in values.items()}
@@ -217,6 +222,7 @@ async def test_a_killed_engine_is_replaced_at_once_and_workers_hear_of_it(tmp_pa
         assert server.of("engine_gone", state="restarting")[0]["detail"].startswith("signal SIGKILL")
         assert engine.num_restarts == 1
         assert engine.settings.calibration == {"seen": True}
+        assert server.models.calibrations == {"good": {"seen": True}}
         assert "engine.crash" in server.audit.names()
         assert await server.end() == 0
 
