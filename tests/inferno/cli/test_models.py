@@ -328,3 +328,14 @@ def test_odd_references_are_refused(text: str) -> None:
 def test_only_clean_https_addresses_are_used(url: str) -> None:
     with pytest.raises(DownloadError):
         check_url(url, None)
+
+
+def test_every_reason_is_documented() -> None:
+    from inferno_native.gguf_report import POLICY_REASONS, REASONS
+
+    text = (Path(__file__).resolve().parents[3] / "docs" / "models.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(REASONS)
+    for reason, line in rows.items():
+        assert REASONS[reason] in line
+        assert line.endswith("| yes |") == (reason in POLICY_REASONS)
