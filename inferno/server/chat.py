@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ApiError
 from ..messages import ChatPrompt
 from . import schemas
+from .guarding import Take, TextCollector, replay
 from .http import Header, Reply, Request, StreamReply, json_reply
 from .logprobs import chat_entries
 from .output import Output, Piece
@@ -42,9 +44,9 @@ class Chat:
         authorise(request, chat)
         check_model_name(chat.model)
         model = find_model(services, request.principal, chat.model)
-        prompt = ChatPrompt(
-            messages=engine_messages(chat.messages), template_flags=template_flags(chat.chat_template_kwargs)
-        )
+        messages, texts = screened_messages(services, request, chat.messages)
+        prompt = ChatPrompt(messages=messages, template_flags=template_flags(chat.chat_template_kwargs))
+        guard = services.guards.output(request.context, request.principal, texts)
         plan = Plan(
             prompts=[prompt],
             sampling=chat.sampling(),
@@ -61,7 +63,7 @@ class Chat:
         )
         run = await begin(services, request, model, plan)
         headers = ignored_header(ignored)
-        output = Output(run)
+        output = Output(run, guard)
         if chat.stream:
             frames = ChatFrames(
                 head("chatcmpl-", "chat.completion.chunk", run),
@@ -69,11 +71,11 @@ class Chat:
                 chat.includes_usage,
                 chat.has_obfuscation,
             )
-            return await stream_reply(run, output, frames, chat.n, chat.includes_usage, headers)
+            return await stream_reply(output, frames, chat.n, chat.includes_usage, headers)
         try:
             pieces = await output.collect(chat.n)
         finally:
-            run.close()
+            output.close()
         answer = head("chatcmpl-", "chat.completion", run)
         answer["choices"] = [_choice(piece) for piece in pieces]
         answer["usage"] = run.usage()
@@ -186,42 +188,86 @@ def template_flags(flags: schemas.TemplateFlags | None) -> dict[str, bool]:
     return {name: value for name, value in pairs if value is not None}
 
 
-def engine_messages(messages: list[schemas.ChatMessage]) -> list[dict[str, Any]]:
-    """Return messages as templates expect them: text parts joined by a newline, absent fields left out."""
-    return [_engine_message(message) for message in messages]
+def screened_messages(
+    services: Services, request: Request, messages: list[schemas.ChatMessage]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return messages for the engine with every text screened, and these texts. Raises ApiError 400."""
+    guards = services.guards
+    guards.identifiers(request.context, _identifiers(messages))
+    collector = TextCollector()
+    result = engine_messages(messages, collector)
+    texts = guards.content(request.context, request.principal, collector.texts)
+    if texts is None:
+        return result, [text for _, text in collector.texts]
+    return engine_messages(messages, replay(texts)), list(texts)
 
 
-def _engine_message(message: schemas.ChatMessage) -> dict[str, Any]:
-    result: dict[str, Any] = {"role": message.__struct_config__.tag, "content": _text(message.content)}
+def _identifiers(messages: list[schemas.ChatMessage]) -> Iterator[tuple[str, str]]:
+    """Return (param, value) of what is a name in messages."""
+    for index, message in enumerate(messages):
+        if message.name is not None:
+            yield f"messages[{index}].name", message.name
+        if isinstance(message, schemas.ToolMessage):
+            yield f"messages[{index}].tool_call_id", message.tool_call_id
+        elif isinstance(message, schemas.AssistantMessage):
+            for number, call in enumerate(message.tool_calls or ()):
+                yield f"messages[{index}].tool_calls[{number}].id", call.id
+                yield f"messages[{index}].tool_calls[{number}].function.name", call.function.name
+            if message.function_call is not None:
+                yield f"messages[{index}].function_call.name", message.function_call.name
+
+
+def _keep(param: str, text: str) -> str:
+    return text
+
+
+def engine_messages(messages: list[schemas.ChatMessage], take: Take = _keep) -> list[dict[str, Any]]:
+    """Return messages as templates expect them: text parts joined by a newline, absent fields left out.
+
+    Every text that the client wrote goes through `take`, in a fixed order, with its path.
+    """
+    return [_engine_message(message, f"messages[{index}]", take) for index, message in enumerate(messages)]
+
+
+def _engine_message(message: schemas.ChatMessage, path: str, take: Take) -> dict[str, Any]:
+    content = _text(message.content, f"{path}.content", take)
+    result: dict[str, Any] = {"role": message.__struct_config__.tag, "content": content}
     if message.name is not None:
         result["name"] = message.name
     if isinstance(message, schemas.ToolMessage):
         result["tool_call_id"] = message.tool_call_id
     elif isinstance(message, schemas.AssistantMessage):
         if message.content is None and message.refusal is not None:
-            result["content"] = message.refusal
+            result["content"] = take(f"{path}.refusal", message.refusal)
         if message.reasoning_content is not None:
-            result["reasoning_content"] = message.reasoning_content
+            result["reasoning_content"] = take(f"{path}.reasoning_content", message.reasoning_content)
         calls = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments},
-            }
-            for call in message.tool_calls or ()
+            _engine_call(call.id, call.function, f"{path}.tool_calls[{number}].function", take)
+            for number, call in enumerate(message.tool_calls or ())
         ]
         if message.function_call is not None:
-            function = {"name": message.function_call.name, "arguments": message.function_call.arguments}
-            calls.append({"id": "call_0", "type": "function", "function": function})
+            calls.append(_engine_call("call_0", message.function_call, f"{path}.function_call", take))
         if calls:
             result["tool_calls"] = calls
     return result
 
 
-def _text(content: str | list[Any] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(part.refusal if isinstance(part, schemas.RefusalPart) else part.text for part in content)
+def _engine_call(identifier: str, function: schemas.FunctionCall, path: str, take: Take) -> dict[str, Any]:
+    arguments = take(f"{path}.arguments", function.arguments)
+    return {
+        "id": identifier,
+        "type": "function",
+        "function": {"name": function.name, "arguments": arguments},
+    }
+
+
+def _text(content: str | list[Any] | None, path: str, take: Take) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return take(path, content)
+    parts = (part.refusal if isinstance(part, schemas.RefusalPart) else part.text for part in content)
+    return "\n".join(take(f"{path}[{index}]", text) for index, text in enumerate(parts))
 
 
 def _choice(piece: Piece) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..errors import ApiError
 from ..messages import TextPrompt, TokenPrompt
 from . import schemas
@@ -46,6 +48,8 @@ class Completions:
         check_model_name(wanted.model)
         model = find_model(services, request.principal, wanted.model)
         prompts = engine_prompts(wanted, can_use_special=can_use_special)
+        prompts, texts = screened_prompts(services, request, prompts)
+        guard = services.guards.output(request.context, request.principal, texts)
         num_choices = len(prompts) * wanted.n
         if num_choices > MAX_CHOICES_TOTAL:
             raise ApiError("invalid_value", f"At most {MAX_CHOICES_TOTAL} answers at once.", param="n")
@@ -64,16 +68,16 @@ class Completions:
         )
         run = await begin(services, request, model, plan)
         headers = ignored_header(ignored)
-        output = Output(run)
+        output = Output(run, guard)
         fields = head("cmpl-", "text_completion", run)
         del fields["service_tier"]  # not part of this route's format
         if wanted.stream:
             frames = CompletionFrames(fields, num_choices, wanted.includes_usage, wanted.has_obfuscation)
-            return await stream_reply(run, output, frames, num_choices, wanted.includes_usage, headers)
+            return await stream_reply(output, frames, num_choices, wanted.includes_usage, headers)
         try:
             pieces = await output.collect(num_choices)
         finally:
-            run.close()
+            output.close()
         fields["choices"] = [_choice(piece) for piece in pieces]
         fields["usage"] = run.usage()
         return json_reply(fields, headers=headers)
@@ -119,6 +123,25 @@ def engine_prompts(
         TextPrompt(text=text, parse_special=wanted.parse_special, add_special=wanted.add_special)
         for text in texts
     ]
+
+
+def screened_prompts(
+    services: Services, request: Request, prompts: list[TextPrompt | TokenPrompt]
+) -> tuple[list[TextPrompt | TokenPrompt], list[str]]:
+    """Return prompts with every text screened, and these texts; token ids have none. Raises ApiError 400."""
+    given = [
+        ("prompt" if len(prompts) == 1 else f"prompt[{index}]", prompt.text)
+        for index, prompt in enumerate(prompts)
+        if isinstance(prompt, TextPrompt)
+    ]
+    texts = services.guards.content(request.context, request.principal, given)
+    if texts is None:
+        return prompts, [text for _, text in given]
+    # Prompts are of one kind: where there is a text, all are texts.
+    screened: list[TextPrompt | TokenPrompt] = [
+        replace(prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    return screened, list(texts)
 
 
 def _token_prompt(tokens: list[Any], can_use_special: bool, param: str) -> TokenPrompt:

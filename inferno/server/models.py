@@ -58,13 +58,17 @@ class Models:
         if wanted.messages is not None:
             chat.check_messages(wanted.messages)
             prompt = ChatPrompt(
-                messages=chat.engine_messages(wanted.messages),
+                messages=chat.screened_messages(self._services, request, wanted.messages)[0],
                 template_flags=chat.template_flags(wanted.chat_template_kwargs),
                 add_generation_prompt=wanted.add_generation_prompt,
             )
         else:
+            text = wanted.prompt or ""
+            screened = self._services.guards.content(request.context, request.principal, [("prompt", text)])
             prompt = TextPrompt(
-                text=wanted.prompt or "", parse_special=wanted.parse_special, add_special=wanted.add_special
+                text=text if screened is None else screened[0],
+                parse_special=wanted.parse_special,
+                add_special=wanted.add_special,
             )
         call = await self._open(request, wanted.model)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..messages import TokenLogprob
+from .guarding import OutputGuard
 from .pipeline import Run
 
 
@@ -23,15 +24,31 @@ class Piece(Struct):
 class Output:
     """The pieces of a run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, guard: OutputGuard | None = None) -> None:
         self.run = run
+        self._guard = guard
 
     async def pieces(self, timeout_seconds: float | None = None) -> list[Piece] | None:
         """Return what can be shown now, maybe nothing yet; None when the timeout passed without any event."""
         events = await self.run.events(timeout_seconds)
         if not events:
             return None
-        return [Piece(choice, event.text, event.logprobs, event.finish) for choice, event in events]
+        guard = self._guard
+        if guard is None:
+            return [Piece(choice, event.text, event.logprobs, event.finish) for choice, event in events]
+        pieces = []
+        for choice, event in events:
+            text, logprobs = guard.pass_on(
+                choice, event.text, event.logprobs, is_last=event.finish is not None
+            )
+            pieces.append(Piece(choice, text, logprobs, event.finish))
+        return pieces
+
+    def close(self) -> None:
+        """Settle the run and tell what the guard covered; idempotent."""
+        self.run.close()
+        if self._guard is not None:
+            self._guard.close()
 
     async def collect(self, num_choices: int) -> list[Piece]:
         """Wait for the end and return one whole piece for each choice."""

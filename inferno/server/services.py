@@ -17,6 +17,7 @@ from ..pool.engines import Engines
 from ..security.addresses import source_block
 from ..security.permissions import ROLES
 from ..security.principal import Principal
+from .guarding import Guards
 from .http import Context, Header
 
 ANONYMOUS_PERMISSIONS = ROLES["user"] | {"use_grammar", "use_special_tokens"}
@@ -170,6 +171,7 @@ class Services:
         recorder: Recorder | None = None,
         cache_key: bytes = b"",
         before_inference: Callable[[], Awaitable[None]] | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self.settings = settings
         self.engines = engines
@@ -177,6 +179,7 @@ class Services:
         self.authenticator: Authenticator = authenticator or OpenAuthenticator()
         self.meter: Meter = meter or NoMeter()
         self.recorder: Recorder = recorder or NoRecorder()
+        self.guards = guards or Guards()
         self.is_draining = False
         self._cache_key = hashlib.blake2b(cache_key).digest() if cache_key else secrets.token_bytes(32)
 

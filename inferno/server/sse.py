@@ -15,7 +15,6 @@ from ..errors import ApiError
 from .http import Header, StreamReply, encode_json, error_reply
 from .logprobs import LegacyLists, chat_entries
 from .output import Output, Piece
-from .pipeline import Run
 
 HEARTBEAT_SECONDS = 10.0
 HEARTBEAT = b": waiting\n\n"
@@ -130,21 +129,18 @@ class CompletionFrames:
 
 
 async def stream_reply(
-    run: Run, output: Output, frames: Frames, num_choices: int, includes_usage: bool, headers: list[Header]
+    output: Output, frames: Frames, num_choices: int, includes_usage: bool, headers: list[Header]
 ) -> StreamReply:
     """Wait for the first pieces (an error until then is a status), then answer with the stream. Closes the run."""
     try:
         first = await output.pieces(HEARTBEAT_SECONDS)
     except BaseException:
-        run.close()
+        output.close()
         raise
-    return StreamReply(
-        _stream(run, output, frames, first, num_choices, includes_usage), [EVENT_STREAM, *headers]
-    )
+    return StreamReply(_stream(output, frames, first, num_choices, includes_usage), [EVENT_STREAM, *headers])
 
 
 async def _stream(
-    run: Run,
     output: Output,
     frames: Frames,
     pieces: list[Piece] | None,
@@ -162,9 +158,9 @@ async def _stream(
                 batch = opening + b"".join([frames.piece(piece) for piece in pieces])
                 opening = b""
                 if not num_open:
-                    run.close()  # the slot and the rest of the reservation are free before the last byte leaves
+                    output.close()  # the slot and the rest of the reservation are free before the last byte leaves
                     if includes_usage:
-                        batch += frames.usage(run.usage())
+                        batch += frames.usage(output.run.usage())
                     yield batch + DONE
                     return
                 if batch:
@@ -173,4 +169,4 @@ async def _stream(
     except ApiError as error:
         yield b"data: " + error_reply(error).body + b"\n\n"
     finally:
-        run.close()
+        output.close()
