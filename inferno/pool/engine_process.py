@@ -109,7 +109,9 @@ class EngineProcess:
         """Let running work finish within `grace_seconds`, then end the process."""
         self._stop.set()
         child = self._child
-        if child is not None:
+        if child is not None and self.state != "ready":
+            child.kill()  # it serves nobody yet, and a load listens to nothing
+        elif child is not None:
             child.send(Drain(grace_seconds=grace_seconds))
             if not await child.wait_at_most(grace_seconds + 0.5):
                 _log.warning("engine %s: not done within %.0f s; it is ended", self.name, grace_seconds)

@@ -65,6 +65,7 @@ async def _list_models(server: Supervisor, arguments: dict[str, Any], caller: Ca
             continue
         stage, fraction = engine.progress
         entry = summary.model_facts(engine) | {
+            "pid": engine.pid,
             "generation": engine.generation,
             "restarts": engine.num_restarts,
         }

@@ -7,6 +7,8 @@ from typing import Any
 from ..config import Settings
 from .engine_process import EngineProcess
 
+_MEMORY = ("weights", "kv", "compute", "prefix")  # of ModelInfo.memory_bytes: what the engine takes
+
 
 def facts(
     settings: Settings, address: str, engines: list[EngineProcess], not_built: list[str]
@@ -35,7 +37,7 @@ def model_facts(engine: EngineProcess) -> dict[str, Any]:
             "backend": info.backend,
             "threads": info.threads,
             "gpu_layers": info.gpu_layers,
-            "memory_bytes": sum(info.memory_bytes.values()) or info.size_bytes,
+            "memory_bytes": sum(info.memory_bytes.get(name, 0) for name in _MEMORY) or info.size_bytes,
             "sandbox": info.sandbox,
             "fingerprint": info.fingerprint,
         }
