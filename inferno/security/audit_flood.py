@@ -1,7 +1,7 @@
 """Keeps floods out of the audit log without losing count. Runs in the audit writer's process.
 
-Failures above 60 a minute from one source block and event become one record with the exact count when their minute
-ends. First uses of a key, which every worker reports on its own, become one record per key, source block and hour,
+Failures above 60 a minute from one source block and event (refusals of a known caller: from that caller there) become
+one record with the exact count when their minute ends. First uses of a key, which every worker reports on its own, become one record per key, source block and hour,
 with the number of uses reported for the hour before. Memory is bounded: past MAX_SOURCES blocks the rest share one.
 """
 
@@ -34,7 +34,7 @@ class FloodFilter:
     """Decides for each record whether it is written; `due` gives the sums of what was not."""
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[str, str], _Window] = {}
+        self._windows: dict[tuple[str, str, str], _Window] = {}
         self._uses: dict[tuple[str, str], tuple[int, int]] = {}  # (key, block) → (hour, uses not yet told)
 
     def passes(self, fields: dict[str, Any], now: float) -> bool:
@@ -43,11 +43,12 @@ class FloodFilter:
             return self._first_use(fields, now)
         if event not in _FLOODING or (event == "auth.login" and fields["result"] == "success"):
             return True
-        place = (event, fields["ip"])
+        # A known caller's refusals do not drown in a stranger's flood from the same block.
+        place = (event, fields["ip"], fields["actor"] if event == "auth.failure" else "")
         window = self._windows.get(place)
         if window is None:
             if len(self._windows) >= MAX_SOURCES:
-                place = (event, "*")
+                place = (event, "*", "")
             window = self._windows.setdefault(place, _Window(now, fields["actor_type"]))
         window.num_seen += 1
         return window.num_seen <= MAX_PER_MINUTE
@@ -60,10 +61,17 @@ class FloodFilter:
                 del self._windows[place]
                 left_out = window.num_seen - MAX_PER_MINUTE
                 if left_out > 0:
-                    event, block = place
+                    event, block, actor = place
                     reason = f"aggregated count={left_out} seconds={int(_WINDOW_SECONDS)}"
                     found.append(
-                        record(event, result="failure", reason=reason, ip=block, actor_type=window.actor_type)
+                        record(
+                            event,
+                            result="failure",
+                            reason=reason,
+                            ip=block,
+                            actor=actor,
+                            actor_type=window.actor_type,
+                        )
                     )
         return found
 

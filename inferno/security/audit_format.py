@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ FIELDS: Final = ("event", "actor", "actor_type", "ip", "target", "result", "reas
 MAX_FIELD_LENGTH: Final = 256  # code points of one field
 FIRST_PREV: Final = "0" * 64
 HASH_SUFFIX_LENGTH: Final = 75  # ,"hash":"<64>"}
+# What has the form of a key or a session token never enters the log, in whatever field a client put it.
+_SECRET_FORMS = re.compile(r"inf_([0-9A-Za-z]{12})_[0-9A-Za-z]+|eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _RESULTS: Final = frozenset(("success", "failure", "error"))
 
 
@@ -86,7 +89,7 @@ def encode(fields: dict[str, Any], seq: int, when: float, prev: str, chain: Chai
     """Return one line with its newline, and its hash. Over-long fields are cut and end in "..."."""
     values: dict[str, Any] = {"seq": seq, "time": timestamp(when)}
     for name in FIELDS:
-        value = fields.get(name, "")
+        value = _SECRET_FORMS.sub(_masked, fields.get(name, ""))
         values[name] = value if len(value) <= MAX_FIELD_LENGTH else value[: MAX_FIELD_LENGTH - 3] + "..."
     values["prev"] = prev
     # ensure_ascii escapes C0, C1, U+2028/2029, lone surrogates and all else but DEL.
@@ -94,6 +97,10 @@ def encode(fields: dict[str, Any], seq: int, when: float, prev: str, chain: Chai
     body = text[:-1].encode("ascii")
     digest = chain.digest(body)
     return b'%b,"hash":"%b"}\n' % (body, digest.encode("ascii")), digest
+
+
+def _masked(found: re.Match[str]) -> str:
+    return f"[key {found[1]}]" if found[1] else "[token]"
 
 
 def timestamp(when: float) -> str:

@@ -21,6 +21,7 @@ from inferno.security.audit import AuditFailed, AuditLog, AuditWriter, rotated_f
 from inferno.security.audit_flood import MAX_PER_MINUTE, MAX_SOURCES, FloodFilter
 from inferno.security.audit_format import record
 from inferno.security.audit_log import BROKEN, INTACT, UNREADABLE, Filter
+from inferno.security.keys import KeyHasher
 from tests.conftest import CASES
 
 KEY = bytes(range(32))
@@ -120,6 +121,16 @@ def test_aud_1_any_text_is_one_bounded_ascii_line(actor, reason):
     values = json.loads(line)
     assert values["hash"] == digest
     assert len(values["actor"]) <= audit_format.MAX_FIELD_LENGTH
+
+
+@pytest.mark.parametrize("field", ["actor", "target", "reason", "request_id"])
+def test_aud_5_a_credential_in_a_field_is_masked(log, field):
+    key = KeyHasher(b"p" * 32).create()
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0." + "s" * 43
+    writer = log.open()
+    writer.commit([record("model.load", **{field: f"a {key.text} b {token} c"})])
+    writer.close()
+    assert json.loads(log.path.read_bytes())[field] == f"a [key {key.id}] b [token] c"
 
 
 @pytest.mark.parametrize(
