@@ -263,9 +263,11 @@ class Catalog:
         allow: Sequence[str] = (),
         origin: str = "",
         progress: Progress | None = None,
+        before_recording: Callable[[Registered], None] | None = None,
     ) -> Registered:
         """Verify the files at `path` and record them under a name. Raises CatalogError, GgufError.
 
+        `before_recording` may still refuse: what it raises leaves the registry as it was.
         Links are resolved once and the real path is recorded. The digest is taken and the file checked through one
         descriptor, and the file must be the same afterwards.
         """
@@ -292,6 +294,9 @@ class Catalog:
             added_at=now, allow={reason: f"found and accepted {now}" for reason in verdict.policy},
             facts=summary_of(verdict.facts), origin=origin,
         )
+
+        if before_recording is not None:
+            before_recording(entry)
 
         def change(content: Content) -> Content:
             if name in content.models:

@@ -22,6 +22,8 @@ from .options import config_option, json_option, settings_for_reading
 
 if TYPE_CHECKING:
     from ..catalog import Catalog, Model
+    from ..config import Settings
+    from ..registry import Registered
 
 _HEX = re.compile(r"^[0-9a-fA-F]{64}$")
 
@@ -35,6 +37,24 @@ def _catalog(config: str | None) -> Catalog:
     from ..catalog import Catalog
 
     return Catalog(settings_for_reading(config).models)
+
+
+def _note_added(settings: Settings, entry: Registered) -> None:
+    from .model_audit import ModelNote, note_models
+
+    note_models(settings, [
+        ModelNote("model.verified", entry.name, entry.sha256[0]),
+        *(ModelNote("model.waived", entry.name, reason) for reason in sorted(entry.allow)),
+    ])
+
+
+def _note_refused(settings: Settings, name: str, reason: str) -> None:
+    from ..errors import InfernoError
+    from .model_audit import ModelNote, note_models
+
+    # nothing changed, so a log that cannot be written does not hide the refusal
+    with contextlib.suppress(InfernoError):
+        note_models(settings, [ModelNote("model.refused", name[:256], reason)])
 
 
 @contextlib.contextmanager
@@ -174,9 +194,9 @@ def add(
     as_json: bool,
 ) -> None:
     """Verify a model file and record it with its SHA-256. For shards, give the first one."""
-    from inferno_native.gguf_report import POLICY_REASONS
+    from inferno_native.gguf_report import POLICY_REASONS, GgufError
 
-    from ..catalog import shard_paths
+    from ..catalog import Catalog, name_of, shard_paths
     from ..digests import sum_file_digest
     from ..engine.verification import verify_files
 
@@ -184,18 +204,22 @@ def add(
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)} cannot be waived", param_hint="--allow")
     with _refusals():
-        catalog = _catalog(config)
-        if source.startswith("hf:"):
-            path = _fetch(context, catalog, source, sha256, name)
-        else:
-            path = Path(source)
-        expected = [sha256] if sha256 else [digest for part in shard_paths(path) if (digest := sum_file_digest(part))]
-        bar, told = _progress("SHA-256")
-        with bar:
-            entry = catalog.add(
-                path, verify_files, name=name, sha256=expected, allow=allow, progress=told,
-                origin=source if source.startswith("hf:") else "",
-            )
+        settings = settings_for_reading(config)
+        catalog = Catalog(settings.models)
+        try:
+            path = _fetch(context, catalog, source, sha256, name) if source.startswith("hf:") else Path(source)
+            expected = [sha256] if sha256 else [
+                digest for part in shard_paths(path) if (digest := sum_file_digest(part))]
+            bar, told = _progress("SHA-256")
+            with bar:
+                entry = catalog.add(
+                    path, verify_files, name=name, sha256=expected, allow=allow, progress=told,
+                    origin=source if source.startswith("hf:") else "",
+                    before_recording=lambda entry: _note_added(settings, entry),
+                )
+        except GgufError as error:
+            _note_refused(settings, name or name_of(source), error.reason)
+            raise
     if as_json:
         click.echo(json.dumps({
             "name": entry.name, "paths": entry.paths, "sha256": entry.sha256, "size_bytes": entry.size_bytes,

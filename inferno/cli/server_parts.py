@@ -21,6 +21,7 @@ from ..security.host import EPOCHS, IdentityHost, audit_place
 from ..security.limits import FAMILIES
 from ..security.verbs import audit_verbs, identity_verbs
 from ..storage.bucket_store import create_shared_table
+from . import model_audit
 
 # Owners of bucket holds: each worker, and as many again while SIGUSR2 replaces them.
 _SPARE_OWNERS = 8
@@ -89,11 +90,12 @@ class BucketsTable:
 def make_verbs(
     settings: Settings, data: DataDir, audit: AuditSink, identities: IdentityHost | None
 ) -> Verbs:
-    """Return the verbs of accounts, keys and audit, as far as they are on."""
+    """Return the verbs of accounts, keys, audit and model notes, as far as they are on."""
     verbs = Verbs()
     found = {} if identities is None else identity_verbs(identities)
     if settings.security.audit_logging_enabled:
         found |= audit_verbs(audit_place(settings, data.read_key("audit")), audit)
+        model_audit.register(verbs, audit)
     for name, (handler, callers) in found.items():
         verbs.register(name, handler, callers)
     return verbs
