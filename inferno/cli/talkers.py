@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import click
 from msgspec.structs import replace
 
 from .. import config as configuration
 from ..config import Settings
-from ..datadir import DataDir, read_private
+from ..datadir import DataDir, read_private, write_new
 from ..errors import ApiError, ConfigError, EngineError, InfernoError, StartError
 from ..messages import PROTOCOL_VERSION, ChatPrompt, EngineSettings, Sampling, Start
 from ..pool import control
@@ -85,12 +86,22 @@ def running_server(settings: Settings) -> str | None:
 
 
 def api_key(settings: Settings) -> str | None:
-    """Return the key to send: of INFERNO_API_KEY, else of <data>/cli.key, else none."""
+    """Return the key to send: of INFERNO_API_KEY, else of <data>/cli.key, else none.
+
+    Where authentication is on and the running server is ours (its control socket lets us in, as it does
+    `inferno keys create`), a missing cli.key is made. It is audited as any other.
+    """
     given = os.environ.get("INFERNO_API_KEY")
     if given:
         return given
-    path = DataDir(settings.storage.data_dir).cli_key
-    return read_private(path).strip() if path.exists() else None
+    data = DataDir(settings.storage.data_dir)
+    if not data.cli_key.exists() and settings.security.auth_enabled and settings.security.api_key_enabled:
+        with contextlib.suppress(InfernoError, OSError):
+            arguments = {"user": "admin", "name": "cli", "replace": True}
+            made = control.ask(data.control_socket, "keys.create", arguments, timeout_seconds=10)
+            write_new(data.cli_key, made["key"] + "\n")
+            click.echo(f"made a key for this command: {data.cli_key}", err=True)
+    return read_private(data.cli_key).strip() if data.cli_key.exists() else None
 
 
 def _reachable(address: str) -> str:
@@ -174,8 +185,12 @@ def _refusal(status: int, body: bytes, *, has_key: bool) -> InfernoError:
         message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"the server answered {status}"
-    if status == 401 and not has_key:
-        message += " Set INFERNO_API_KEY to a key (inferno keys create)."
+    if status == 401:
+        message += (
+            " The key of INFERNO_API_KEY or <data>/cli.key is not valid here (any more); remove that file for a new one."
+            if has_key
+            else " Set INFERNO_API_KEY to a key (inferno keys create)."
+        )
     return InfernoError(message)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from inferno import features
+from inferno import config
+from inferno.cli import talkers
 from inferno.pool import control
 
 SECRET = "uT3kf9Qw-zL0xVbR7mNc2YpHs8JdGaE5"
@@ -47,7 +48,6 @@ def test_cfg_3_a_bad_key_ends_with_78_before_anything_is_made(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
 
 
-@pytest.mark.skipif(not features.is_built("security.auth_enabled"), reason="authentication is not built")
 def test_sec_001_without_a_secret_the_start_is_refused_before_the_port_is_bound(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,7 +85,6 @@ def test_a_taken_port_is_said_clearly(tmp_path: Path) -> None:
     assert f"inferno: 127.0.0.1:{port} is in use by another program" in done.stderr
 
 
-@pytest.mark.skipif(not features.is_built("server.tls_enabled"), reason="TLS is not built")
 def test_net_2_a_bad_certificate_ends_with_78_before_the_port_is_bound(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "inferno.cli", "init", str(tmp_path), "--self-signed"],
@@ -132,6 +131,18 @@ def test_sec_012_a_running_server_shows_no_secret_in_proc_or_logs_and_ends_clean
             assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError, match="503"):
             urllib.request.urlopen(f"{status['address']}/readyz", timeout=10)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{status['address']}/v1/models", timeout=10)
+        loaded = config.load(environ={}, folder=tmp_path)
+        key = talkers.api_key(loaded.settings)
+        assert key is not None
+        assert key == talkers.api_key(loaded.settings) == (tmp_path / "cli.key").read_text().strip()
+        assert (tmp_path / "cli.key").stat().st_mode & 0o777 == 0o600
+        request = urllib.request.Request(
+            f"{status['address']}/v1/models", headers={"Authorization": f"Bearer {key}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert json.loads(answer.read())["data"] == []
         family = [process.pid, *descendants(process.pid)]
         assert len(family) >= 2
         for pid in family:
@@ -153,5 +164,6 @@ def test_sec_012_a_running_server_shows_no_secret_in_proc_or_logs_and_ends_clean
     text = log.read_text()
     assert SECRET not in text
     assert PASSWORD not in text
+    assert key not in text
     for line in text.splitlines():
         json.loads(line)
