@@ -60,6 +60,10 @@ class DataDir:
     def make(self) -> None:
         """Create the folders that a server needs. Raises StartError."""
         make_folder(self.root)
+        if self.root.stat().st_mode & stat.S_IWOTH:
+            raise StartError(
+                f"{self.root}: everybody can write here; a data directory must be closed: chmod 700 {self.root}"
+            )
         make_folder(self.keys)
         make_folder(self.run)
 

@@ -122,8 +122,7 @@ class Supervisor:
             self.event("server.start", target=self.address, reason=f"version {__version__}")
             for warning in self.loaded.warnings:
                 _log.warning("%s", warning)
-            if not self.settings.security.auth_enabled:
-                self.event("config.change", target="security.auth_enabled", reason="authentication is off")
+            self._record_open_choices()
             for part in self._parts:
                 await part.start()
                 self._started_parts.append(part)
@@ -163,6 +162,16 @@ class Supervisor:
 
             self._metrics = EngineMetrics()
         self.audit.start()
+
+    def _record_open_choices(self) -> None:
+        """Put into the audit what the operator chose to leave open."""
+        server, security = self.settings.server, self.settings.security
+        if not security.auth_enabled:
+            self.event(
+                "config.change", target="security.auth_enabled", reason=f"no authentication on {server.host}"
+            )
+        if not server.tls_enabled and not config.is_loopback(server.host):
+            self.event("config.change", target="security.tls_required", reason=f"plain HTTP on {server.host}")
 
     async def _drain(self) -> None:
         """Ordered end: no new connections, workers, engines. Whatever is left after the grace time is killed."""

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from inferno import secrets
 from inferno.config import Security, Settings, Storage
 from inferno.datadir import DataDir
-from inferno.errors import ConfigError
+from inferno.errors import ConfigError, StartError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD_SECRET = "uT3kf9Qw-zL0xVbR7mNc2YpHs8JdGaE5"  # 32 characters
@@ -164,7 +164,9 @@ def test_sec_009_common_passwords_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_sec_009_the_shipped_list_is_used(tmp_path: Path) -> None:
-    words = [word for word in secrets.COMMON_PASSWORDS.read_text(encoding="utf-8").splitlines() if len(word) >= 12]
+    words = [
+        word for word in secrets.COMMON_PASSWORDS.read_text(encoding="utf-8").splitlines() if len(word) >= 12
+    ]
     assert len(words) >= 3000
     for value in words[:: len(words) // 100]:
         assert "INFERNO_ADMIN_PASSWORD is " in refusal(tmp_path, INFERNO_ADMIN_PASSWORD=value)
@@ -284,6 +286,12 @@ def test_keys_are_made_once_private_and_independent(tmp_path: Path) -> None:
     (data.keys / "audit.key").write_text("00")
     with pytest.raises(ConfigError, match="64 hexadecimal"):
         data.read_key("audit")
+
+
+def test_a_data_directory_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(StartError, match="everybody can write"):
+        DataDir(tmp_path).make()
 
 
 # ---------------------------------------------------------------- unseen

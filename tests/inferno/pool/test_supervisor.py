@@ -14,7 +14,7 @@ from typing import Any
 import prometheus_client
 import pytest
 
-from inferno import config
+from inferno import config, features
 from inferno.datadir import DataDir, DataLock
 from inferno.errors import ApiError, StartError
 from inferno.messages import EngineSettings
@@ -99,7 +99,10 @@ class FakeAudit:
 class Running:
     """A supervisor in this test's loop, and what its workers reported."""
 
-    def __init__(self, folder: Path, models: FakeModels, **values: Any) -> None:
+    def __init__(
+        self, folder: Path, models: FakeModels, is_open_allowed: bool = False, **values: Any
+    ) -> None:
+        self.is_open_allowed = is_open_allowed
         self.reports: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
         self.audit = FakeAudit()
@@ -127,7 +130,7 @@ class Running:
         self.task: asyncio.Task[int] | None = None
 
     def _load(self) -> config.Loaded:
-        return config.load(environ=self.environ, folder=self.data.root)
+        return config.load(environ=self.environ, folder=self.data.root, is_open_allowed=self.is_open_allowed)
 
     async def _report(self, arguments: dict[str, Any], caller: Caller) -> None:
         assert caller.kind == "worker"
@@ -406,6 +409,30 @@ async def test_engine_reports_become_metrics(tmp_path: Path, monkeypatch: pytest
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await server.until(lambda: steps() > before + 10)
+
+
+async def test_sec_011_what_is_left_open_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "NOT_BUILT", frozenset())
+    server = Running(
+        tmp_path,
+        FakeModels(),
+        is_open_allowed=True,
+        server_host="0.0.0.0",
+        security_auth_enabled="false",
+        security_tls_required="false",
+    )
+    server.task = asyncio.create_task(server.supervisor.run())
+    await server.until(lambda: server.of("settings"))
+    await server.end()
+    said = {
+        fields["target"]: fields["reason"]
+        for fields in server.audit.events
+        if fields["event"] == "config.change"
+    }
+    assert said == {
+        "security.auth_enabled": "no authentication on 0.0.0.0",
+        "security.tls_required": "plain HTTP on 0.0.0.0",
+    }
 
 
 async def test_two_servers_on_one_data_directory_are_refused(tmp_path: Path) -> None:
