@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,35 @@ def test_waivers_only_ever_accept_more(corpus: dict[str, bytes]) -> None:
         assert lenient == "ok" or strict != "ok"
         if strict != "ok" and strict not in POLICY_REASONS:
             assert lenient == strict
+
+
+def test_other_threads_run_while_a_file_is_verified(tmp_path: Path) -> None:
+    count = 1_500_000
+    tokens = b"".join(struct.pack("<Q", 8) + b"%08x" % i for i in range(count))
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 3) + ARCH + key(b"tokenizer.ggml.model", twin.STR, text(b"test"))
+    path = tmp_path / "many.gguf"
+    path.write_bytes(head + key(b"tokenizer.ggml.tokens", twin.ARR, struct.pack("<IQ", twin.STR, count)) + tokens)
+    outcome: list[str] = []
+
+    def work() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        outcome.append(gguf.verify_fd(fd).facts.tokenizer_model or "")
+        os.close(fd)
+
+    before = sys.getswitchinterval()
+    # nobody is asked to give the interpreter up: only a release lets this thread go on
+    sys.setswitchinterval(60.0)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        turns = 0
+        while thread.is_alive():
+            thread.join(0.001)
+            turns += 1
+    finally:
+        sys.setswitchinterval(before)
+    assert outcome == ["test"]
+    assert turns > 10
 
 
 def test_many_tokens_in_linear_time_and_little_memory(tmp_path: Path) -> None:
