@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from inferno_native import llama
 from inferno_native.batching import Batcher
+from inferno_native.gguf import check_block_sizes
 from inferno_native.gguf_report import Facts, GgufError
 
 from ..messages import EngineSettings, LoadProgress, ModelInfo, ModelRefused
@@ -27,7 +30,7 @@ from .memory import NoMemory, Plan, Shape, available_bytes, make_plan
 from .prompts import PromptBuilder
 from .sandbox import confine
 from .source import ModelSource
-from .templates import TemplateProcess
+from .templates import RENDER_LIMITS, TemplateProcess
 from .verification import open_verified
 
 SAMPLER_VERSION = 1  # a change of it may change sampled bytes
@@ -64,6 +67,7 @@ def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
             allow=settings.allow,
             source=settings.source,
             max_bytes=settings.max_model_bytes,
+            sandbox=settings.sandbox,
             progress=lambda done, size: report(LoadProgress(stage="verify", fraction=done / max(size, 1))),
         )
     except GgufError as error:
@@ -72,6 +76,7 @@ def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
     facts = verdict.facts
     try:
         library = llama.load_library()
+        _check_block_sizes()
         template = _start_template(facts, settings)
         force = _confine(settings)
         model = _load_weights(source, settings, report)
@@ -121,9 +126,22 @@ def _start_template(facts: Facts, settings: EngineSettings) -> TemplateProcess |
     source = facts.chat_templates.get("default") or next(iter(facts.chat_templates.values()), None)
     if source is None:
         return None
-    process = TemplateProcess(source, special_texts=facts.special_texts)
+    limits = msgspec.structs.replace(
+        RENDER_LIMITS,
+        cpu_seconds=max(1, math.ceil(settings.template_timeout_seconds)),
+        wall_seconds=max(10.0, 5 * settings.template_timeout_seconds),
+        sandbox=settings.sandbox,
+    )
+    process = TemplateProcess(source, special_texts=facts.special_texts, limits=limits)
     process.start()
     return process
+
+
+def _check_block_sizes() -> None:
+    """The verifier judged sizes with its own table: the library that loads the model must have the same."""
+    from llama_cpp import llama_cpp as binding
+
+    check_block_sizes(binding._lib)
 
 
 def _confine(settings: EngineSettings) -> dict[str, str]:

@@ -17,6 +17,7 @@ import msgspec
 
 HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
+Sandbox = Literal["auto", "required", "off"]
 
 
 class Limits(msgspec.Struct, frozen=True, tag="limits"):
@@ -30,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, tag="limits"):
     wall_seconds: float = 10.0
     memory_bytes: int = 512 << 20
     max_output_bytes: int = 8 << 20
-    sandbox: Literal["auto", "required", "off"] = "auto"
+    sandbox: Sandbox = "auto"
 
 
 class Check(msgspec.Struct, frozen=True, tag="check"):

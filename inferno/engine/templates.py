@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import msgspec
 from inferno_native.gguf_report import REASONS, GgufError
 
 from ..errors import EngineError
@@ -31,6 +32,7 @@ from .template_wire import (
     Render,
     Reply,
     Request,
+    Sandbox,
     WireError,
     decode_reply,
     encode,
@@ -325,17 +327,23 @@ def check_templates(
     templates: Mapping[str, str],
     special_texts: Mapping[str, str] | None = None,
     allow: frozenset[str] = frozenset(),
+    *,
+    sandbox: Sandbox = "auto",
     executable: str = sys.executable,
 ) -> list[str]:
     """Check every template of a model in one child; return the waived reasons that were met. Raises GgufError."""
     if not templates:
         return []
     waived: list[str] = []
-    with TemplateProcess(limits=TRIAL_LIMITS, executable=executable) as process:
-        for name, template in templates.items():
-            try:
-                waived += check_template(process, template, special_texts, allow)
-            except GgufError as error:
-                error.detail = f"{error.detail} (template {name!r})"
-                raise
+    limits = msgspec.structs.replace(TRIAL_LIMITS, sandbox=sandbox)
+    try:
+        with TemplateProcess(limits=limits, executable=executable) as process:
+            for name, template in templates.items():
+                try:
+                    waived += check_template(process, template, special_texts, allow)
+                except GgufError as error:
+                    error.detail = f"{error.detail} (template {name!r})"
+                    raise
+    except TemplateUnavailable as error:
+        raise GgufError("template-unchecked", None, f"{REASONS['template-unchecked']}: {error.message}") from None
     return sorted(set(waived))

@@ -18,6 +18,7 @@ from inferno_native.gguf_report import Facts, GgufError
 from ..digests import FileShrank, Progress, sha256_fd
 from ..modelfile import Stamp, open_real
 from .source import Mode, ModelSource, make_source
+from .template_wire import Sandbox
 from .templates import check_templates
 
 Profile = Literal["model", "container"]
@@ -52,6 +53,7 @@ def verify_files(
     expected_sha256: Sequence[str] | None = None,
     take_digest: bool = False,
     allow: Collection[str] = frozenset(),
+    sandbox: Sandbox = "auto",
     progress: Progress | None = None,
 ) -> Verdict:
     """Check one model in one file or in shards.
@@ -78,7 +80,9 @@ def verify_files(
         report = gguf.verify_fds(fds, profile=profile, max_bytes=max_bytes, allow=waived)
     policy = set(report.policy)
     if profile == "model":
-        policy.update(check_templates(report.facts.chat_templates, report.facts.special_texts, waived))
+        policy.update(
+            check_templates(report.facts.chat_templates, report.facts.special_texts, waived, sandbox=sandbox)
+        )
     return Verdict(report.facts, tuple(sorted(policy)), digests, time.perf_counter() - start)
 
 
@@ -91,6 +95,7 @@ def open_verified(
     source: Mode = "auto",
     memory_bytes: int | None = None,
     max_bytes: int | None = None,
+    sandbox: Sandbox = "auto",
     progress: Progress | None = None,
 ) -> tuple[ModelSource, Verdict]:
     """What an engine does before it loads: open, make the source, digest, verify. The source is the caller's to close.
@@ -115,6 +120,7 @@ def open_verified(
     try:
         verdict = verify_files(
             model.fds, max_bytes=max_bytes, expected_sha256=None if is_known else sha256, allow=allow,
+            sandbox=sandbox,
             progress=progress,
         )
         model.recheck()

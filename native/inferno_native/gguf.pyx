@@ -584,9 +584,10 @@ def check_block_sizes(lib) -> None:
     """
     import ctypes
 
-    blck_size = lib.ggml_blck_size
+    # by index: function objects of our own, so that nobody else's argument types change
+    blck_size = lib["ggml_blck_size"]
     blck_size.restype, blck_size.argtypes = ctypes.c_int64, [ctypes.c_int]
-    type_size = lib.ggml_type_size
+    type_size = lib["ggml_type_size"]
     type_size.restype, type_size.argtypes = ctypes.c_size_t, [ctypes.c_int]
     for kind, (elements, size) in block_sizes().items():
         theirs = (blck_size(kind), type_size(kind))

@@ -121,6 +121,7 @@ REASONS: dict[str, str] = {
     "template-forbidden-attribute": "a chat template reaches for the internals of an object",
     "template-unbounded-loop": "a chat template does not come to an end",
     "template-memory-bomb": "a chat template takes too much memory",
+    "template-unchecked": "the limited process that tries chat templates cannot be started",
 }
 
 # Faults that an operator may accept for one model. Some of these reasons have forms that may not be waived (a zero byte

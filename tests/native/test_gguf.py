@@ -145,8 +145,8 @@ def test_block_sizes_match_the_linked_library() -> None:
         "import llama_cpp, ctypes, pathlib\n"
         "from inferno_native import gguf\n"
         "folder = pathlib.Path(llama_cpp.__file__).parent / 'lib'\n"
-        "lib = ctypes.CDLL(str(next(folder.glob('*ggml-base*'))))\n"
-        "gguf.check_block_sizes(lib)\n"
+        "gguf.check_block_sizes(ctypes.CDLL(str(next(folder.glob('*ggml-base*')))))\n"
+        "gguf.check_block_sizes(llama_cpp.llama_cpp._lib)\n"
         "print(len(gguf.block_sizes()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -161,12 +161,18 @@ def test_block_sizes_that_differ_are_refused() -> None:
         def __call__(self, kind: int) -> int:
             return self.table.get(kind, 0)
 
-    class Library:
-        ggml_blck_size = Function({kind: block[0] for kind, block in gguf.block_sizes().items()})
-        ggml_type_size = Function({kind: block[1] for kind, block in gguf.block_sizes().items()} | {2: 20})
-
+    ours = gguf.block_sizes()
+    library = {
+        "ggml_blck_size": Function({kind: block[0] for kind, block in ours.items()}),
+        "ggml_type_size": Function({kind: block[1] for kind, block in ours.items()} | {2: 20}),
+    }
     with pytest.raises(GgufError, match="Q4_0"):
-        gguf.check_block_sizes(Library())  # type: ignore[arg-type]
+        gguf.check_block_sizes(library)  # type: ignore[arg-type]
+    library["ggml_type_size"] = Function({kind: block[1] for kind, block in ours.items()})
+    gguf.check_block_sizes(library)  # type: ignore[arg-type]
+    library["ggml_blck_size"].table[4] = 32
+    with pytest.raises(GgufError, match="tensor type 4"):
+        gguf.check_block_sizes(library)  # type: ignore[arg-type]
 
 
 def test_memory_stays_small_whatever_the_header_claims(tmp_path: Path) -> None:
