@@ -64,7 +64,11 @@ class TemplateLimit(TemplateError):
 
 
 class TemplateUnavailable(TemplateError):
-    """The template child is gone and could not be started again."""
+    """The template child is gone and could not be started again: the engine's failure, not the request's."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.code = "engine_failed"
 
 
 _ERRORS: dict[str, type[TemplateError]] = {
@@ -155,7 +159,7 @@ class TemplateProcess:
     def _ask(self, request: Request) -> Reply:
         try:
             payload = encode(request)
-        except (TypeError, ValueError, UnicodeEncodeError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise TemplateError("error", f"the conversation cannot be sent: {type(error).__name__}") from None
         if self._socket is None:
             self._start()

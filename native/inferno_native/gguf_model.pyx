@@ -196,7 +196,8 @@ cdef bint check_sizes(Model *self) noexcept nogil:
     if not read_param(self, "block_count", &self.blocks, &at):
         return False
     if at and not 1 <= self.blocks <= MAX_BLOCKS:
-        report(self.meta, R_BLOCK_COUNT_INVALID, at, MAX_BLOCKS, self.blocks, "blocks at most", False)
+        report(self.meta, R_BLOCK_COUNT_INVALID, at, 1 if self.blocks == 0 else MAX_BLOCKS, self.blocks,
+               "as the limit", False)
         return False
     if not read_param(self, "nextn_predict_layers", &nextn, &at):
         return False

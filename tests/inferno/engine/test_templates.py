@@ -130,6 +130,14 @@ def test_a_limit_fails_one_request_only(process: TemplateProcess, template: str,
     assert process.pid == child  # a worker was replaced, the child lives
 
 
+@pytest.mark.parametrize("value", [1 << 70, "\ud800", object()])
+def test_what_cannot_be_sent_fails_its_request_only(process: TemplateProcess, value: object) -> None:
+    process.template = CHATML
+    with pytest.raises(TemplateError):
+        process.render([{"role": "user", "content": "hi", "extra": value}])
+    assert render(process, CHATML)
+
+
 def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
     child = process.pid
     assert child is not None
@@ -141,8 +149,11 @@ def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
 
 
 def test_a_child_that_cannot_start_is_a_typed_error(tmp_path: Path) -> None:
-    with pytest.raises(TemplateUnavailable):
+    with pytest.raises(TemplateUnavailable) as caught:
         TemplateProcess(executable=str(tmp_path / "missing")).start()
+    assert caught.value.code == "engine_failed"
+    with pytest.raises(GgufError, match="template-unchecked"):
+        check_templates({"default": CHATML}, executable=str(tmp_path / "missing"))
 
 
 def test_the_child_has_no_environment_no_descriptors_and_no_model_library(process: TemplateProcess) -> None:
