@@ -11,6 +11,7 @@ EXTENSIONS: list[str] = [
     "batching",
     "buckets",
     "chain",
+    "candidates",
     "epochs",
     "gguf",
     "gguf_container",
@@ -20,6 +21,8 @@ EXTENSIONS: list[str] = [
     "llama",
     "marker_index",
     "textstream",
+    "penalties",
+    "sampler",
 ]
 
 # A test that needs one module in another build does not want to wait for all of them.
