@@ -1,7 +1,7 @@
 """The contract of inferno_native.candidates: a thread's buffers and the stages that narrow one row."""
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t
+from libc.stdint cimport int16_t, int32_t
 
 from .sampler_params cimport SamplerStatus
 
@@ -12,10 +12,12 @@ cdef extern from "sampler_simd.h" nogil:
         float (*max)(const float *x, size_t n) noexcept nogil
         size_t (*first_equal)(const float *x, size_t n, float v) noexcept nogil
         double (*block_sums)(const float *x, size_t n, float max, float scale, double *sums) noexcept nogil
-        void (*weights)(const float *x, size_t n, float max, float scale, float *out) noexcept nogil
+        double (*floor_sums)(const float *x, size_t n, float max, const float *floors, double *sums) noexcept nogil
+        double (*weights)(const float *x, size_t n, float max, float scale, float *out) noexcept nogil
         size_t (*above)(const float *x, size_t n, float threshold, int32_t *ids, size_t room) noexcept nogil
     const inferno_passes *inferno_passes_at(int level) noexcept
     const size_t INFERNO_BLOCK
+    const int INFERNO_FLOORS
 
 
 cdef struct SamplerScratch:
@@ -25,6 +27,7 @@ cdef struct SamplerScratch:
     float *weights
     float *keys
     int32_t *order
+    int16_t *buckets
     float *maxima  # of blocks of the row, by row_max
     int32_t num_maxima
     double *sums  # of blocks of the row
@@ -38,11 +41,6 @@ cdef struct SamplerScratch:
     float max_logit
     float scale
     double total
-
-
-cdef inline float distance(float from_logit, float logit) noexcept nogil:
-    """Return how far a logit lies below another, finite for any two."""
-    return <float> min(<double> from_logit - <double> logit, <double> 3.402823466e38)
 
 
 cdef SamplerScratch *sampler_scratch_new(int32_t n_vocab) noexcept nogil

@@ -7,7 +7,7 @@ the one before left, as llama.cpp's stages renormalize. Knows no requests and no
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY, fabs, log, logf
-from libc.stdint cimport int32_t
+from libc.stdint cimport int16_t, int32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -17,6 +17,8 @@ cdef enum:
     _BUCKETS = 512
     _MAXIMUM_OF = 512  # logits in a block of row_max
     _FEW = 48  # from here on sorting is cheaper than another histogram
+
+cdef float[4] _DEPTHS = [3.0, 6.0, 9.0, 14.0]  # below the maximum: where top-p looks first
 
 cdef const inferno_passes *_passes = NULL
 
@@ -61,7 +63,7 @@ def use_simd(str name):
 
 
 cdef SamplerScratch *sampler_scratch_new(int32_t n_vocab) noexcept nogil:
-    """Return buffers for rows of at most `n_vocab` logits, about 24 bytes a logit, or NULL."""
+    """Return buffers for rows of at most `n_vocab` logits, about 22 bytes a logit, or NULL."""
     cdef SamplerScratch *scratch = <SamplerScratch *> calloc(1, sizeof(SamplerScratch))
     cdef size_t n = <size_t> n_vocab
     if scratch is NULL:
@@ -72,10 +74,11 @@ cdef SamplerScratch *sampler_scratch_new(int32_t n_vocab) noexcept nogil:
     scratch.weights = <float *> malloc((n + INFERNO_BLOCK) * sizeof(float))
     scratch.keys = <float *> malloc((n + 16) * sizeof(float))
     scratch.order = <int32_t *> malloc((n + 16) * sizeof(int32_t))
+    scratch.buckets = <int16_t *> malloc((n + 16) * sizeof(int16_t))
     scratch.maxima = <float *> malloc((n // _MAXIMUM_OF + 1) * sizeof(float))
     scratch.sums = <double *> malloc((n // INFERNO_BLOCK + 1) * sizeof(double))
     if (scratch.ids is NULL or scratch.logits is NULL or scratch.weights is NULL or scratch.keys is NULL
-            or scratch.order is NULL or scratch.maxima is NULL or scratch.sums is NULL):
+            or scratch.order is NULL or scratch.buckets is NULL or scratch.maxima is NULL or scratch.sums is NULL):
         sampler_scratch_free(scratch)
         return NULL
     return scratch
@@ -89,6 +92,7 @@ cdef void sampler_scratch_free(SamplerScratch *scratch) noexcept nogil:
     free(scratch.weights)
     free(scratch.keys)
     free(scratch.order)
+    free(scratch.buckets)
     free(scratch.maxima)
     free(scratch.sums)
     free(scratch.undo_ids)
@@ -141,12 +145,8 @@ cdef void gather(SamplerScratch *scratch, const float *logits, float max_logit) 
 
 
 cdef void weigh(SamplerScratch *scratch, float max_logit) noexcept nogil:
-    cdef int32_t i
-    cdef double total = 0
-    _passes.weights(scratch.logits, scratch.size, max_logit, 1.0, scratch.weights)
-    for i in range(scratch.size):
-        total += scratch.weights[i]
-    scratch.total = total
+    """Weigh the listed logits at temperature 1."""
+    scratch.total = _passes.weights(scratch.logits, scratch.size, max_logit, 1.0, scratch.weights)
     scratch.max_logit = max_logit
 
 
@@ -215,15 +215,17 @@ cdef void list_at_least(SamplerScratch *scratch, const float *logits, int32_t n,
 
 
 cdef void _compact(SamplerScratch *scratch, float cut, int32_t last) noexcept nogil:
-    """Keep candidates whose key is below `cut`, or equals it at an index up to `last`."""
+    """Keep candidates whose key is below `cut`, or equals it at an index up to `last`. Free of branches: which are
+    kept is not predictable."""
     cdef int32_t i, kept = 0
+    cdef float key
     for i in range(scratch.size):
-        if scratch.keys[i] < cut or (scratch.keys[i] == cut and i <= last):
-            scratch.ids[kept] = scratch.ids[i]
-            scratch.logits[kept] = scratch.logits[i]
-            scratch.weights[kept] = scratch.weights[i]
-            scratch.keys[kept] = scratch.keys[i]
-            kept += 1
+        key = scratch.keys[i]
+        scratch.ids[kept] = scratch.ids[i]
+        scratch.logits[kept] = scratch.logits[i]
+        scratch.weights[kept] = scratch.weights[i]
+        scratch.keys[kept] = key
+        kept += <int32_t> (key < cut) | (<int32_t> (key == cut) & <int32_t> (i <= last))
     scratch.size = kept
 
 
@@ -235,9 +237,8 @@ cdef void keep_best(SamplerScratch *scratch, bint by_weight, double target, bint
     finite. Every index into `order` is below the number of candidates.
     """
     cdef double mass[_BUCKETS]
-    cdef int32_t numbers[_BUCKETS]
     cdef int32_t i, j, index, bucket, active = scratch.size, gathered
-    cdef double base = 0, running, step, weight
+    cdef double base = 0, running, step
     cdef float low, high, key
     cdef bint first = True
     if scratch.size == 0:
@@ -247,19 +248,18 @@ cdef void keep_best(SamplerScratch *scratch, bint by_weight, double target, bint
         high = -FLT_MAX
         for i in range(active):
             key = scratch.keys[i if first else scratch.order[i]]
-            low = min(low, key)
-            high = max(high, key)
+            low = key if key < low else low
+            high = key if key > high else high
         if low == high or active <= _FEW:
             break
         step = (_BUCKETS - 1) / (<double> high - <double> low)
         memset(mass, 0, sizeof(mass))
-        memset(numbers, 0, sizeof(numbers))
         for i in range(active):
             index = i if first else scratch.order[i]
-            bucket = min(<int32_t> ((<double> scratch.keys[index] - low) * step), _BUCKETS - 1)
+            bucket = <int32_t> ((<double> scratch.keys[index] - low) * step)
+            bucket = bucket if bucket < _BUCKETS else _BUCKETS - 1
+            scratch.buckets[i] = <int16_t> bucket
             mass[bucket] += scratch.weights[index] if by_weight else 1.0
-            numbers[bucket] += 1
-        running = base
         bucket = 0
         while bucket < _BUCKETS:
             running = base + mass[bucket]
@@ -271,9 +271,8 @@ cdef void keep_best(SamplerScratch *scratch, bint by_weight, double target, bint
             return  # never reached
         gathered = 0
         for i in range(active):
-            index = i if first else scratch.order[i]
-            if min(<int32_t> ((<double> scratch.keys[index] - low) * step), _BUCKETS - 1) == bucket:
-                scratch.order[gathered] = index
+            if scratch.buckets[i] == bucket:
+                scratch.order[gathered] = i if first else scratch.order[i]
                 gathered += 1
         active = gathered
         first = False
@@ -305,7 +304,7 @@ cdef void keep_top_k(SamplerScratch *scratch, const float *logits, int32_t n, fl
     list_at_least(scratch, logits, n, max_logit, k)
     for i in range(scratch.size):
         scratch.logits[i] = logits[scratch.ids[i]]
-        scratch.keys[i] = distance(max_logit, scratch.logits[i])
+        scratch.keys[i] = -scratch.logits[i]
         scratch.weights[i] = 0
     keep_best(scratch, False, k, False)
     weigh(scratch, max_logit)
@@ -333,22 +332,27 @@ cdef void _reweigh(SamplerScratch *scratch) noexcept nogil:
 cdef void keep_top_p(SamplerScratch *scratch, float p, double total) noexcept nogil:
     cdef int32_t i
     for i in range(scratch.size):
-        scratch.keys[i] = distance(scratch.max_logit, scratch.logits[i])
+        scratch.keys[i] = -scratch.logits[i]
     keep_best(scratch, True, p * total, False)
     weigh(scratch, scratch.max_logit)
 
 
-cdef void keep_top_p_of_row(SamplerScratch *scratch, const float *logits, int32_t n, float max_logit, float p) noexcept nogil:
-    """Top-p over the whole row: list ever deeper until the list holds enough weight."""
-    cdef double total = _passes.block_sums(logits, n, max_logit, 1.0, scratch.sums)
-    cdef float depth = 5.0
-    while depth < 50.0:
-        list_above(scratch, logits, n, max_logit - depth)
-        gather(scratch, logits, max_logit)
-        if scratch.total >= p * total:
+cdef void keep_top_p_of_row(SamplerScratch *scratch, const float *logits, int32_t n, float max_logit,
+                            float p) noexcept nogil:
+    """Top-p over the whole row: list down to the first of four floors above which there is enough weight."""
+    cdef float[4] floors  # INFERNO_FLOORS
+    cdef double[4] sums
+    cdef double total
+    cdef int i
+    for i in range(4):
+        floors[i] = max_logit - _DEPTHS[i]
+    total = _passes.floor_sums(logits, n, max_logit, floors, sums)
+    for i in range(4):
+        if sums[i] >= p * total:
+            list_above(scratch, logits, n, floors[i])
+            gather(scratch, logits, max_logit)
             keep_top_p(scratch, p, total)
             return
-        depth *= 2.0
     list_above(scratch, logits, n, -FLT_MAX)
     gather(scratch, logits, max_logit)
     keep_top_p(scratch, p, scratch.total)
@@ -356,22 +360,23 @@ cdef void keep_top_p_of_row(SamplerScratch *scratch, const float *logits, int32_
 
 cdef void keep_min_p(SamplerScratch *scratch, float p) noexcept nogil:
     cdef int32_t i
-    cdef float least = scratch.max_logit + logf(p)
+    cdef float least = scratch.max_logit + (logf(p) if p < 1 else 0)
     for i in range(scratch.size):
-        scratch.keys[i] = distance(scratch.max_logit, scratch.logits[i])
-        if scratch.logits[i] < least and scratch.logits[i] < scratch.max_logit:
-            scratch.keys[i] = FLT_MAX
-    if p > 1.0:
-        least = scratch.max_logit
-    _compact(scratch, FLT_MAX, -1)
+        scratch.keys[i] = 0.0 if scratch.logits[i] >= least else 1.0
+    _compact(scratch, 1.0, -1)
     weigh(scratch, scratch.max_logit)
 
 
-cdef int32_t _least_of_the_top(const SamplerScratch *scratch, double least) noexcept nogil:
-    """Return the index of the lightest candidate that weighs at least `least` (ties: higher id), -1 if only one."""
+cdef inline bint _is_top(const SamplerScratch *scratch, int32_t i, float threshold) noexcept nogil:
+    """Whether a candidate's probability reaches the threshold, both in single precision as llama.cpp compares them."""
+    return <float> (scratch.weights[i] / scratch.total) >= threshold
+
+
+cdef int32_t _least_of_the_top(const SamplerScratch *scratch, float threshold) noexcept nogil:
+    """Return the index of the lightest candidate that reaches `threshold` (ties: higher id), -1 if only one does."""
     cdef int32_t i, found = -1, number = 0
     for i in range(scratch.size):
-        if scratch.weights[i] >= least:
+        if _is_top(scratch, i, threshold):
             number += 1
             if found < 0 or scratch.weights[i] <= scratch.weights[found]:
                 found = i
@@ -379,13 +384,12 @@ cdef int32_t _least_of_the_top(const SamplerScratch *scratch, double least) noex
 
 
 cdef void exclude_top(SamplerScratch *scratch, float threshold) noexcept nogil:
-    """Drop all tokens of at least `threshold` but the least likely of them."""
-    cdef double least = threshold * scratch.total
-    cdef int32_t i, kept = 0, spared = _least_of_the_top(scratch, least)
+    """XTC: drop all tokens of at least `threshold` but the least likely of them."""
+    cdef int32_t i, kept = 0, spared = _least_of_the_top(scratch, threshold)
     if spared < 0:
         return
     for i in range(scratch.size):
-        if scratch.weights[i] < least or i == spared:
+        if i == spared or not _is_top(scratch, i, threshold):
             scratch.ids[kept] = scratch.ids[i]
             scratch.logits[kept] = scratch.logits[i]
             kept += 1
@@ -394,31 +398,26 @@ cdef void exclude_top(SamplerScratch *scratch, float threshold) noexcept nogil:
 
 
 cdef int exclude_top_of_row(SamplerScratch *scratch, float *logits, int32_t n, float max_logit,
-                     float threshold) noexcept nogil:
-    """The same over the whole row: dropped tokens become -inf until _restore."""
+                            float threshold) noexcept nogil:
+    """The same over the whole row: dropped tokens become -inf until restore_logits."""
     cdef double total = _passes.block_sums(logits, n, max_logit, 1.0, scratch.sums)
-    cdef double least = threshold * total
     cdef int32_t i, spared
     cdef int status = SAMPLER_SAMPLED
-    list_above(scratch, logits, n, max_logit + <float> log(least) - 0.001 if least > 0 else -FLT_MAX)
+    list_above(scratch, logits, n, max_logit + <float> log(threshold * total) - 0.001 if threshold > 0 else -FLT_MAX)
     gather(scratch, logits, max_logit)
-    spared = _least_of_the_top(scratch, least)
+    scratch.total = total
+    spared = _least_of_the_top(scratch, threshold)
     if spared < 0:
         return status
     for i in range(scratch.size):
-        if scratch.weights[i] >= least and i != spared:
+        if i != spared and _is_top(scratch, i, threshold):
             status |= set_logit(scratch, logits, scratch.ids[i], -INFINITY)
     return status
 
 
 cdef void heat(SamplerScratch *scratch) noexcept nogil:
     """Weigh the candidates at the temperature. Later stages see no other weights: temperature comes last."""
-    cdef int32_t i
-    cdef double total = 0
-    _passes.weights(scratch.logits, scratch.size, scratch.max_logit, scratch.scale, scratch.weights)
-    for i in range(scratch.size):
-        total += scratch.weights[i]
-    scratch.total = total
+    scratch.total = _passes.weights(scratch.logits, scratch.size, scratch.max_logit, scratch.scale, scratch.weights)
 
 
 cdef const inferno_passes *current_passes() noexcept nogil:

@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memset
 
 from .candidates cimport (
-    INFERNO_BLOCK, current_passes, distance, exclude_top, exclude_top_of_row, gather, heat, inferno_passes, keep_best, keep_min_p,
+    INFERNO_BLOCK, current_passes, exclude_top, exclude_top_of_row, gather, heat, inferno_passes, keep_best, keep_min_p,
     keep_top_k, keep_top_p, keep_top_p_of_row, keep_typical, list_above, list_at_least, restore_logits, row_max,
     sampler_scratch_free, sampler_scratch_new, set_logit,
 )
@@ -202,7 +202,7 @@ cdef void _mirostat_list(SamplerState *state, SamplerScratch *scratch, float *lo
         list_at_least(scratch, logits, n, max_logit, m)
         for i in range(scratch.size):
             scratch.logits[i] = logits[scratch.ids[i]]
-            scratch.keys[i] = distance(max_logit, scratch.logits[i])
+            scratch.keys[i] = -scratch.logits[i]
             scratch.weights[i] = 0
         keep_best(scratch, False, m, False)
         qsort(scratch.keys, scratch.size, sizeof(float), _ascending)
@@ -220,7 +220,7 @@ cdef void _mirostat_list(SamplerState *state, SamplerScratch *scratch, float *lo
         list_at_least(scratch, logits, n, max_logit, k)
         for i in range(scratch.size):
             scratch.logits[i] = logits[scratch.ids[i]]
-            scratch.keys[i] = distance(max_logit, scratch.logits[i])
+            scratch.keys[i] = -scratch.logits[i]
             scratch.weights[i] = 0
         keep_best(scratch, False, k, False)
     for i in range(scratch.size):
@@ -279,7 +279,7 @@ cdef int sampler_logprobs(SamplerScratch *scratch, const float *logits, int32_t 
     list_at_least(scratch, logits, n_vocab, max_logit, top)
     for i in range(scratch.size):
         scratch.logits[i] = logits[scratch.ids[i]]
-        scratch.keys[i] = distance(max_logit, scratch.logits[i])
+        scratch.keys[i] = -scratch.logits[i]
         scratch.weights[i] = 0
     keep_best(scratch, False, top, False)
     for i in range(scratch.size):  # a few, by insertion

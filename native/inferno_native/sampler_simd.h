@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define INFERNO_BLOCK 1024
+#define INFERNO_FLOORS 4
 
 #if defined(__GNUC__) || defined(__clang__)
 #pragma GCC diagnostic ignored "-Wunused-function" /* included for its types by modules that call through a table */
@@ -25,7 +26,9 @@ typedef struct {
     size_t (*first_equal)(const float *x, size_t n, float v); /* n: none */
     /* sums[i] = weights of block i; returns the total */
     double (*block_sums)(const float *x, size_t n, float max, float scale, double *sums);
-    void (*weights)(const float *x, size_t n, float max, float scale, float *out);
+    /* sums[i] = weights of the logits >= floors[i], floors falling; returns the total; scale is 1 */
+    double (*floor_sums)(const float *x, size_t n, float max, const float *floors, double *sums);
+    double (*weights)(const float *x, size_t n, float max, float scale, float *out); /* returns their total */
     /* ids of logits >= threshold, ascending; returns their number, which may exceed `room` (then only room are set) */
     size_t (*above)(const float *x, size_t n, float threshold, int32_t *ids, size_t room);
 } inferno_passes;
@@ -80,8 +83,24 @@ static double inferno_block_sums_plain(const float *x, size_t n, float max, floa
     return total;
 }
 
-static void inferno_weights_plain(const float *x, size_t n, float max, float scale, float *out) {
-    for (size_t i = 0; i < n; i++) out[i] = inferno_exp_plain((x[i] - max) * scale);
+static double inferno_weights_plain(const float *x, size_t n, float max, float scale, float *out) {
+    double total = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = inferno_exp_plain((x[i] - max) * scale);
+        total += out[i];
+    }
+    return total;
+}
+
+static double inferno_floor_sums_plain(const float *x, size_t n, float max, const float *floors, double *sums) {
+    double total = 0;
+    for (int f = 0; f < INFERNO_FLOORS; f++) sums[f] = 0;
+    for (size_t i = 0; i < n; i++) {
+        double weight = inferno_exp_plain(x[i] - max);
+        total += weight;
+        for (int f = INFERNO_FLOORS - 1; f >= 0 && x[i] >= floors[f]; f--) sums[f] += weight;
+    }
+    return total;
 }
 
 static size_t inferno_above_plain(const float *x, size_t n, float threshold, int32_t *ids, size_t room) {
@@ -96,8 +115,8 @@ static size_t inferno_above_plain(const float *x, size_t n, float threshold, int
 }
 
 static const inferno_passes inferno_plain_passes = {
-    "portable", inferno_max_plain, inferno_first_equal_plain, inferno_block_sums_plain, inferno_weights_plain,
-    inferno_above_plain,
+    "portable", inferno_max_plain, inferno_first_equal_plain, inferno_block_sums_plain, inferno_floor_sums_plain,
+    inferno_weights_plain, inferno_above_plain,
 };
 
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
@@ -150,6 +169,14 @@ INFERNO_AVX2 static size_t inferno_first_equal_avx2(const float *x, size_t n, fl
     return i + inferno_first_equal_plain(x + i, n - i, v);
 }
 
+INFERNO_AVX2 static inline double inferno_lanes_avx2(__m256 v) {
+    float lanes[8];
+    double sum = 0;
+    _mm256_storeu_ps(lanes, v);
+    for (int lane = 0; lane < 8; lane++) sum += lanes[lane];
+    return sum;
+}
+
 INFERNO_AVX2 static double inferno_sum_avx2(const float *x, size_t n, float max, float scale) {
     __m256 m = _mm256_set1_ps(max), s = _mm256_set1_ps(scale), a = _mm256_setzero_ps(), b = a;
     size_t i = 0;
@@ -157,10 +184,7 @@ INFERNO_AVX2 static double inferno_sum_avx2(const float *x, size_t n, float max,
         a = _mm256_add_ps(a, inferno_exp_avx2(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), m), s)));
         b = _mm256_add_ps(b, inferno_exp_avx2(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i + 8), m), s)));
     }
-    float lanes[8];
-    double sum = 0;
-    _mm256_storeu_ps(lanes, _mm256_add_ps(a, b));
-    for (int lane = 0; lane < 8; lane++) sum += lanes[lane];
+    double sum = inferno_lanes_avx2(_mm256_add_ps(a, b));
     for (; i < n; i++) sum += inferno_exp_plain((x[i] - max) * scale);
     return sum;
 }
@@ -175,13 +199,53 @@ INFERNO_AVX2 static double inferno_block_sums_avx2(const float *x, size_t n, flo
     return total;
 }
 
-INFERNO_AVX2 static void inferno_weights_avx2(const float *x, size_t n, float max, float scale, float *out) {
+INFERNO_AVX2 static double inferno_weights_avx2(const float *x, size_t n, float max, float scale, float *out) {
     __m256 m = _mm256_set1_ps(max), s = _mm256_set1_ps(scale);
+    double total = 0;
     size_t i = 0;
-    for (; n - i >= 8; i += 8) {
-        _mm256_storeu_ps(out + i, inferno_exp_avx2(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), m), s)));
+    while (n - i >= 8) {
+        size_t vectors = (n - i) / 8 < INFERNO_BLOCK / 8 ? (n - i) / 8 : INFERNO_BLOCK / 8;
+        __m256 sum = _mm256_setzero_ps();
+        for (; vectors; vectors--, i += 8) {
+            __m256 w = inferno_exp_avx2(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), m), s));
+            _mm256_storeu_ps(out + i, w);
+            sum = _mm256_add_ps(sum, w);
+        }
+        total += inferno_lanes_avx2(sum);
     }
-    inferno_weights_plain(x + i, n - i, max, scale, out + i);
+    return total + inferno_weights_plain(x + i, n - i, max, scale, out + i);
+}
+
+INFERNO_AVX2 static double inferno_floor_sums_avx2(
+        const float *x, size_t n, float max, const float *floors, double *sums) {
+    __m256 m = _mm256_set1_ps(max), f[INFERNO_FLOORS];
+    double total = 0;
+    size_t i = 0;
+    for (int k = 0; k < INFERNO_FLOORS; k++) {
+        f[k] = _mm256_set1_ps(floors[k]);
+        sums[k] = 0;
+    }
+    while (n - i >= 8) {
+        size_t vectors = (n - i) / 8 < INFERNO_BLOCK / 8 ? (n - i) / 8 : INFERNO_BLOCK / 8;
+        __m256 all = _mm256_setzero_ps(), a = all, b = all, c = all, d = all;
+        for (; vectors; vectors--, i += 8) {
+            __m256 v = _mm256_loadu_ps(x + i), w = inferno_exp_avx2(_mm256_sub_ps(v, m));
+            all = _mm256_add_ps(all, w);
+            a = _mm256_add_ps(a, _mm256_and_ps(w, _mm256_cmp_ps(v, f[0], _CMP_GE_OQ)));
+            b = _mm256_add_ps(b, _mm256_and_ps(w, _mm256_cmp_ps(v, f[1], _CMP_GE_OQ)));
+            c = _mm256_add_ps(c, _mm256_and_ps(w, _mm256_cmp_ps(v, f[2], _CMP_GE_OQ)));
+            d = _mm256_add_ps(d, _mm256_and_ps(w, _mm256_cmp_ps(v, f[3], _CMP_GE_OQ)));
+        }
+        total += inferno_lanes_avx2(all);
+        sums[0] += inferno_lanes_avx2(a);
+        sums[1] += inferno_lanes_avx2(b);
+        sums[2] += inferno_lanes_avx2(c);
+        sums[3] += inferno_lanes_avx2(d);
+    }
+    double rest[INFERNO_FLOORS];
+    total += inferno_floor_sums_plain(x + i, n - i, max, floors, rest);
+    for (int k = 0; k < INFERNO_FLOORS; k++) sums[k] += rest[k];
+    return total;
 }
 
 INFERNO_AVX2 static size_t inferno_above_avx2(const float *x, size_t n, float threshold, int32_t *ids, size_t room) {
@@ -207,8 +271,8 @@ INFERNO_AVX2 static size_t inferno_above_avx2(const float *x, size_t n, float th
 }
 
 static const inferno_passes inferno_avx2_passes = {
-    "avx2", inferno_max_avx2, inferno_first_equal_avx2, inferno_block_sums_avx2, inferno_weights_avx2,
-    inferno_above_avx2,
+    "avx2", inferno_max_avx2, inferno_first_equal_avx2, inferno_block_sums_avx2, inferno_floor_sums_avx2,
+    inferno_weights_avx2, inferno_above_avx2,
 };
 
 /* ------------------------------------------------------------------------------------------------ AVX-512 */
@@ -264,13 +328,53 @@ INFERNO_AVX512 static double inferno_block_sums_avx512(
     return total;
 }
 
-INFERNO_AVX512 static void inferno_weights_avx512(const float *x, size_t n, float max, float scale, float *out) {
+INFERNO_AVX512 static double inferno_weights_avx512(const float *x, size_t n, float max, float scale, float *out) {
     __m512 m = _mm512_set1_ps(max), s = _mm512_set1_ps(scale);
+    double total = 0;
     size_t i = 0;
-    for (; n - i >= 16; i += 16) {
-        _mm512_storeu_ps(out + i, inferno_exp_avx512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), m), s)));
+    while (n - i >= 16) {
+        size_t vectors = (n - i) / 16 < INFERNO_BLOCK / 16 ? (n - i) / 16 : INFERNO_BLOCK / 16;
+        __m512 sum = _mm512_setzero_ps();
+        for (; vectors; vectors--, i += 16) {
+            __m512 w = inferno_exp_avx512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), m), s));
+            _mm512_storeu_ps(out + i, w);
+            sum = _mm512_add_ps(sum, w);
+        }
+        total += _mm512_reduce_add_ps(sum);
     }
-    inferno_weights_plain(x + i, n - i, max, scale, out + i);
+    return total + inferno_weights_plain(x + i, n - i, max, scale, out + i);
+}
+
+INFERNO_AVX512 static double inferno_floor_sums_avx512(
+        const float *x, size_t n, float max, const float *floors, double *sums) {
+    __m512 m = _mm512_set1_ps(max), f[INFERNO_FLOORS];
+    double total = 0;
+    size_t i = 0;
+    for (int k = 0; k < INFERNO_FLOORS; k++) {
+        f[k] = _mm512_set1_ps(floors[k]);
+        sums[k] = 0;
+    }
+    while (n - i >= 16) {
+        size_t vectors = (n - i) / 16 < INFERNO_BLOCK / 16 ? (n - i) / 16 : INFERNO_BLOCK / 16;
+        __m512 all = _mm512_setzero_ps(), a = all, b = all, c = all, d = all;
+        for (; vectors; vectors--, i += 16) {
+            __m512 v = _mm512_loadu_ps(x + i), w = inferno_exp_avx512(_mm512_sub_ps(v, m));
+            all = _mm512_add_ps(all, w);
+            a = _mm512_mask_add_ps(a, _mm512_cmp_ps_mask(v, f[0], _CMP_GE_OQ), a, w);
+            b = _mm512_mask_add_ps(b, _mm512_cmp_ps_mask(v, f[1], _CMP_GE_OQ), b, w);
+            c = _mm512_mask_add_ps(c, _mm512_cmp_ps_mask(v, f[2], _CMP_GE_OQ), c, w);
+            d = _mm512_mask_add_ps(d, _mm512_cmp_ps_mask(v, f[3], _CMP_GE_OQ), d, w);
+        }
+        total += _mm512_reduce_add_ps(all);
+        sums[0] += _mm512_reduce_add_ps(a);
+        sums[1] += _mm512_reduce_add_ps(b);
+        sums[2] += _mm512_reduce_add_ps(c);
+        sums[3] += _mm512_reduce_add_ps(d);
+    }
+    double rest[INFERNO_FLOORS];
+    total += inferno_floor_sums_plain(x + i, n - i, max, floors, rest);
+    for (int k = 0; k < INFERNO_FLOORS; k++) sums[k] += rest[k];
+    return total;
 }
 
 INFERNO_AVX512 static size_t inferno_above_avx512(
@@ -302,8 +406,8 @@ INFERNO_AVX512 static size_t inferno_above_avx512(
 }
 
 static const inferno_passes inferno_avx512_passes = {
-    "avx512", inferno_max_avx512, inferno_first_equal_avx2, inferno_block_sums_avx512, inferno_weights_avx512,
-    inferno_above_avx512,
+    "avx512", inferno_max_avx512, inferno_first_equal_avx2, inferno_block_sums_avx512, inferno_floor_sums_avx512,
+    inferno_weights_avx512, inferno_above_avx512,
 };
 #endif
 

@@ -209,24 +209,30 @@ def test_every_stage_is_the_twins(row: list[float], parameters: dict[str, Any], 
     sampler.accept(history)
     logits = np.array(row, dtype=np.float32)
     before = logits.tobytes()
-    expected = reference.distribution(logits.tolist(), history, dry_breakers=breakers, **parameters)
-    found = sampler.distribution(logits)
+    expected = _seen(reference.distribution(logits.tolist(), history, dry_breakers=breakers, **parameters))
+    found = _seen(sampler.distribution(logits))
     assert logits.tobytes() == before
     if set(found) != set(expected):
-        # Only a sum that meets its limit exactly may fall to either side.
-        edge = set(found) ^ set(expected)
-        assert max(max(found.get(t, 0), expected.get(t, 0)) for t in edge) < 1e-6 or _on_the_edge(row, parameters)
+        # Only a probability or a sum that meets its limit to the last bits may fall to either side.
+        near = [{"dry_breakers": breakers, **nearby} for nearby in _nearby(parameters)]
+        assert set(found) in [set(_seen(reference.distribution(logits.tolist(), history, **p))) for p in near]
         return
     _close(found, expected, 1e-5)
     assert sampler.sample(logits) in {t for t, p in expected.items() if p > 0}
     assert logits.tobytes() == before
 
 
-def _on_the_edge(row: list[float], parameters: dict[str, Any]) -> bool:
-    """Whether a threshold of the twin lies within rounding of a probability or a sum of the row."""
-    wider = [{**parameters, name: parameters[name] * f} for name in ("top_p", "min_p", "xtc_threshold") if parameters.get(name) for f in (1 - 1e-5, 1 + 1e-5)]
-    sets = {frozenset(reference.distribution(row, **{**w, "dry_multiplier": 0.0})) for w in wider}
-    return len(sets) > 1
+def _seen(shares: dict[int, float]) -> dict[int, float]:
+    """Leave out what no draw would ever show: single precision ends near 1e-38."""
+    return {token: share for token, share in shares.items() if share > 1e-30}
+
+
+def _nearby(parameters: dict[str, Any]) -> Any:
+    """The same parameters with each threshold a millionth lower or higher."""
+    for name in ("top_p", "min_p", "xtc_threshold"):
+        if name in parameters:
+            for factor in (1 - 1e-6, 1 + 1e-6):
+                yield {**parameters, name: parameters[name] * factor}
 
 
 @settings(max_examples=100, deadline=None)
