@@ -10,8 +10,8 @@ from setuptools import Extension, find_packages, setup
 EXTENSIONS: list[str] = [
     "batching",
     "buckets",
-    "chain",
     "candidates",
+    "chain",
     "epochs",
     "gguf",
     "gguf_container",
@@ -20,9 +20,9 @@ EXTENSIONS: list[str] = [
     "jsongate",
     "llama",
     "marker_index",
-    "textstream",
     "penalties",
     "sampler",
+    "textstream",
 ]
 
 # A test that needs one module in another build does not want to wait for all of them.

@@ -378,7 +378,7 @@ cdef int32_t _least_of_the_top(const SamplerScratch *scratch, float threshold) n
     for i in range(scratch.size):
         if _is_top(scratch, i, threshold):
             number += 1
-            if found < 0 or scratch.weights[i] <= scratch.weights[found]:
+            if found < 0 or scratch.logits[i] <= scratch.logits[found]:
                 found = i
     return found if number > 1 else -1
 
