@@ -21,7 +21,12 @@ EXTENSIONS: list[str] = [
     "llama",
     "marker_index",
     "penalties",
+    "redact_numbers",
+    "redact_secrets",
+    "redactor",
     "sampler",
+    "scanner",
+    "textclean",
     "textstream",
 ]
 
@@ -57,7 +62,7 @@ extensions = [
 setup(
     packages=[*find_packages(include=["inferno", "inferno.*"]), "inferno_native"],
     package_dir={"inferno_native": "native/inferno_native"},
-    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd", "*.h"], "inferno": ["py.typed", "storage/*.lua", "security/data/*.txt"]},
+    package_data={"inferno_native": ["*.pyi", "py.typed", "*.pxd", "*.h"], "inferno": ["py.typed", "storage/*.lua", "security/rules/*.toml", "security/data/*.txt"]},
     ext_modules=cythonize(
         extensions,
         include_path=["native"],
