@@ -354,7 +354,10 @@ cdef bint check_rope(Model *self, const PerLayer *heads) noexcept nogil:
 cdef bint check_float(
     const Model *self, const char *suffix, float low, bint low_included, float high, bint policy
 ) noexcept nogil:
-    """An f32 that, if present, is finite and lies between low and high (high excluded)."""
+    """An f32 that, if present, is finite and lies between low and high (high excluded).
+
+    `policy`: the reference runs with any value; without it only with values from zero up.
+    """
     cdef Value value
     cdef float number
     if not find_param(self, suffix, &value):
@@ -362,6 +365,8 @@ cdef bint check_float(
     if value.type != T_F32:
         return not wrong_type(self, &value, T_F32)
     number = load_f32(self.meta.window.data + value.at)
+    # The reference asserts only that an epsilon is not negative (and so that it is a number).
+    policy = policy or number >= 0
     if not isfinite(number):
         return not report(self.meta, R_FLOAT_NOT_FINITE, value.at, 0, load_u32(self.meta.window.data + value.at),
                           "as bits", policy)
@@ -372,7 +377,7 @@ cdef bint check_float(
 
 
 cdef bint check_floats(const Model *self) noexcept nogil:
-    # The reference loads and runs with any RoPE base or factor; a bad epsilon ends it at the first token.
+    # The reference loads and runs with any RoPE base or factor; a negative epsilon ends it at the first token.
     # A factor of zero is how writers say "none": the loader takes it as one.
     return (
         check_float(self, "rope.freq_base", 0.0, False, 3.5e38, True)

@@ -239,3 +239,23 @@ def test_many_tokens_in_linear_time_and_little_memory(tmp_path: Path) -> None:
     header_kib = path.stat().st_size // 1024
     if "INFERNO_SANITIZED" not in os.environ:  # shadow memory is not ours to bound
         assert int(grown) < header_kib + 66 * 1024  # the header itself, and at most 64 MiB of tables
+
+
+@pytest.mark.parametrize(("name", "value", "reason", "policy"), [
+    (b"rope.freq_base", float("nan"), "float-not-finite", True),
+    (b"rope.freq_base", 0.0, "float-out-of-range", True),
+    (b"rope.scaling.factor", float("inf"), "float-not-finite", True),
+    (b"rope.scaling.factor", -1.0, "float-out-of-range", True),
+    (b"attention.layer_norm_epsilon", float("nan"), "float-not-finite", False),
+    (b"attention.layer_norm_epsilon", float("-inf"), "float-not-finite", False),
+    (b"attention.layer_norm_epsilon", -1e-9, "float-out-of-range", False),
+    (b"attention.layer_norm_rms_epsilon", float("inf"), "float-not-finite", True),
+    (b"attention.layer_norm_rms_epsilon", 1.0, "float-out-of-range", True),
+    (b"attention.layer_norm_rms_epsilon", 0.0, "ok", False),
+    (b"rope.scaling.factor", 0.0, "ok", False),
+])
+def test_what_the_reference_dies_of_cannot_be_waived(name: bytes, value: float, reason: str, policy: bool) -> None:
+    data = b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + ARCH + key(b"llama." + name, twin.F32, struct.pack("<f", value))
+    assert native(data) == twin.judge(data) == reason
+    waived = native(data, allow=POLICY_REASONS)
+    assert waived == ("ok" if policy or reason == "ok" else reason)
