@@ -18,8 +18,8 @@ from inferno_native.gguf_report import Facts, GgufError
 from ..digests import FileShrank, Progress, sha256_fd
 from ..modelfile import Stamp, open_real
 from .source import Mode, ModelSource, make_source
+from .template_check import check_templates
 from .template_wire import Sandbox
-from .templates import check_templates
 
 Profile = Literal["model", "container"]
 

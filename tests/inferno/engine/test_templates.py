@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 from inferno_native.gguf_report import GgufError
 
+from inferno.engine.template_check import TRIAL_LIMITS, check_template, check_templates
 from inferno.engine.template_wire import Limits
 from inferno.engine.templates import (
-    TRIAL_LIMITS,
     TemplateError,
     TemplateLimit,
     TemplateProcess,
     TemplateRefused,
     TemplateUnavailable,
-    check_template,
-    check_templates,
 )
 
 CHATML = (
