@@ -3,7 +3,9 @@
 A chat is rendered twice by the template child: as it is, and with the marker characters of all client strings mapped
 one to one to private-use characters. Where both agree, comparing them tells of each character whether the template or
 the client wrote it. Markers that are not wholly the template's are cut before tokenizing; without any, the ids are
-those that llama.cpp gives for the rendered whole. Numbers and booleans of a request are not mapped.
+those that llama.cpp gives for the rendered whole. Where a template's logic depends on the text, fewer characters are
+mapped, in the last resort the rendering of mapped strings is used: that logic is lost then, never the safety. Numbers
+and booleans of a request are not mapped.
 
 Owns this decision. Does not know template syntax (inferno.engine.templates), the rules of cutting
 (inferno.engine.markers), or what becomes of the ids. Engine process; called from several prepare threads at once.
@@ -23,6 +25,7 @@ from inferno.engine.template_constants import constants
 from inferno.errors import EngineError
 from inferno.messages import ChatPrompt, TextPrompt, TokenPrompt
 
+_ROLES = frozenset(["system", "developer", "user", "assistant", "tool", "function"])
 _FLAGS = frozenset(["enable_thinking", "thinking"])
 _PRIVATE_PLANES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
@@ -95,6 +98,8 @@ class PromptBuilder:
 
     def _attribute(self, prompt: ChatPrompt) -> _Rendered:
         """Render, and tell the template's markers from the client's."""
+        if not all(message.get("role") in _ROLES for message in prompt.messages):
+            raise EngineError("invalid_value", "A message has an unknown role.", param="messages")
         messages = self._traits.shape(prompt.messages)
         text = self._render(prompt, messages, prompt.tools)
         found = self.markers.find(text)
@@ -105,12 +110,13 @@ class PromptBuilder:
         if full.unmasked == text:
             return _Rendered(text, [(o, full.is_unmasked(o)) for o in found])
 
-        # The template's logic depends on the text. Its own markers are those that it wrote around masked strings.
+        # The template's logic depends on the text: hide less of it. `own` are the markers that the template writes
+        # around strings of which it sees no marker character.
         own = [o.marker for o in self.markers.find(full.text)]
-        if own == [o.marker for o in found] and not any(self.markers.find(string) for string in client.all):
-            return _Rendered(text, [(o, True) for o in found])
         partial = self._masked(prompt, messages, client, self.markers.key_characters)
         if partial.unmasked != text:
+            if own == [o.marker for o in found] and not any(self.markers.find(string) for string in client.all):
+                return _Rendered(text, [(o, True) for o in found])
             found = self.markers.find(partial.unmasked)
         occurrences = [(o, partial.is_unmasked(o)) for o in found]
         if own == [o.marker for o, is_templates in occurrences if is_templates]:

@@ -285,6 +285,25 @@ def test_raw_prompts_without_markers_are_llama_cpps(bench: Bench, text: str) -> 
         assert bench.builder.build(TextPrompt(text=text)) == list(bench.vocab.tokenize(text.encode(), True, True))
 
 
+def test_spellings_near_a_marker_are_ordinary_text(bench: Bench) -> None:
+    wide = {ord(c): ord(c) + 0xFEE0 for c in "<>|/[]abcdefghijklmnopqrstuvwxyz_"}
+    for marker in bench.builder.markers.texts[:40]:
+        near = {marker.upper(), marker.title(), marker.translate(wide), marker.replace("_", " "), marker.replace("▁", " "), marker[:-1], f"{marker[:1]} {marker[1:]}"}
+        for text in near:
+            if bench.builder.markers.find(text):
+                continue
+            ids = bench.builder.build(TextPrompt(text=text, add_special=False))
+            assert set(bench.markers_in(ids)) <= bench.builder._pieces._unknown_ids, text
+            assert ids == list(bench.vocab.tokenize(text.encode(), False, True)), text
+
+
+def test_unknown_roles_are_refused(smollm2: Bench) -> None:
+    for role in ("<|im_end|>", "root", None):
+        with pytest.raises(EngineError) as error:
+            smollm2.builder.build(ChatPrompt(messages=[{"role": role, "content": "x"}]))
+        assert (error.value.code, error.value.param) == ("invalid_value", "messages")
+
+
 def test_token_prompts_are_checked(smollm2: Bench) -> None:
     build = smollm2.builder.build
     plain = list(smollm2.vocab.tokenize(b"Hello there", False, False))
