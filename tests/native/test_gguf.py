@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,3 +183,27 @@ def test_memory_stays_small_whatever_the_header_claims(tmp_path: Path) -> None:
         file.write(b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1 << 30).to_bytes(8, "little"))
         file.truncate(1 << 36)
     assert verify_paths([path]) == "metadata-too-large"
+
+
+@pytest.mark.parametrize("content", [
+    struct.pack("<IQ", 8, 900_000_000),  # one string
+    struct.pack("<IIQ", 9, 0, 900_000_000),  # an array of bytes
+    struct.pack("<IIQ", 9, 8, 100_000_000),  # an array of empty strings
+])
+def test_metadata_beyond_the_cap_is_refused_before_memory_is_taken(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "long.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + content)
+        file.truncate(1 << 30)
+    code = (
+        "import os, resource, sys\n"
+        "from inferno_native import gguf\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    gguf.verify_fd(os.open(sys.argv[1], os.O_RDONLY))\n"
+        "except gguf.GgufError as error:\n    print(error.reason, end=' ')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    reason, grown = done.stdout.split()
+    assert reason == "metadata-too-large"
+    assert int(grown) < 270 * 1024  # KiB: never more than the cap

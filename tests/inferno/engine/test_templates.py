@@ -154,12 +154,13 @@ def test_a_child_that_cannot_start_is_a_typed_error(tmp_path: Path) -> None:
         check_templates({"default": CHATML}, executable=str(tmp_path / "missing"))
 
 
-def test_the_child_has_no_environment_no_descriptors_and_no_model_library(process: TemplateProcess) -> None:
-    process.start()
-    environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-    assert environ == b"LANG=C.UTF-8\0"
-    names = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-    assert sorted({name.split(":")[0] for name in names}) == ["/dev/null", "socket"]
+def test_the_child_has_no_environment_no_descriptors_and_no_model_library() -> None:
+    # not locked: a locked child's /proc entries are closed to its own user
+    with TemplateProcess(limits=Limits(sandbox="off")) as process:
+        environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert environ == b"LANG=C.UTF-8\0"
+        names = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert sorted({name.split(":")[0] for name in names}) == ["/dev/null", "socket"]
     code = "import sys, inferno.engine.template_child; print([m for m in sys.modules if 'llama' in m or 'asyncio' in m])"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
