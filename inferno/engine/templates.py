@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,7 @@ from .template_wire import (
 
 START_SECONDS = 30.0
 GRACE_SECONDS = 5.0
+END_SECONDS = 5.0
 RENDER_LIMITS = Limits()
 
 
@@ -75,6 +76,21 @@ _ERRORS: dict[str, type[TemplateError]] = {
 }
 
 
+class _Child(NamedTuple):
+    """A template child that runs, and our end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+    def end(self) -> None:
+        """Kill and reap it. A confined engine may do neither: then the closed socket ends the child."""
+        self.socket.close()
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+
+
 class TemplateProcess:
     """A template child with, usually, one template. Safe for several threads; requests are answered one at a time."""
 
@@ -84,17 +100,23 @@ class TemplateProcess:
         *,
         special_texts: Mapping[str, str] | None = None,
         limits: Limits = RENDER_LIMITS,
+        spares: int = 0,
         executable: str = sys.executable,
     ) -> None:
-        """`special_texts`: name → text of special tokens ("bos", "eos", …); the template sees them as `bos_token` …"""
+        """`special_texts`: name → text of special tokens ("bos", "eos", …); the template sees them as `bos_token` …
+
+        `spares`: children started beforehand, for a process that will not be allowed to start programs later; they are
+        used when the child itself dies (at a limit only its worker does, and is replaced from inside).
+        """
         self.template = template
         self._tokens = {f"{name}_token": text for name, text in (special_texts or {}).items()}
         self._limits = limits
         self._executable = executable
         self.sandbox: dict[str, str] = {}  # what the child says is in force, once it runs
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._num_spares = spares
+        self._spares: list[_Child] = []
+        self._child: _Child | None = None
 
     def __enter__(self) -> TemplateProcess:
         self.start()
@@ -108,18 +130,24 @@ class TemplateProcess:
     @property
     def pid(self) -> int | None:
         """Process id of the child, None while there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.process.pid
 
     def start(self) -> None:
-        """Start the child and wait until it is ready; nothing happens if it runs."""
+        """Start the child and the spares and wait until they are ready; nothing happens if they run."""
         with self._lock:
-            if self._socket is None:
-                self._start()
+            if self._child is None:
+                self._child = self._launch()
+                while len(self._spares) < self._num_spares:
+                    self._spares.append(self._launch())
 
     def close(self) -> None:
-        """End the child. Idempotent."""
+        """End the child and the spares. Idempotent."""
         with self._lock:
-            self._stop()
+            for child in (self._child, *self._spares):
+                if child is not None:
+                    child.end()
+            self._child = None
+            self._spares.clear()
 
     def render(
         self,
@@ -156,22 +184,30 @@ class TemplateProcess:
             payload = encode(request)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise TemplateError("error", f"the conversation cannot be sent: {type(error).__name__}") from None
-        if self._socket is None:
-            self._start()
-        if self._socket is None:
-            raise TemplateUnavailable("crashed", "the template process is not running")
+        child = self._child or self._replace()
         try:
-            send_frame(self._socket, payload)
+            send_frame(child.socket, payload)
             deadline = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
-            return decode_reply(receive_frame(self._socket, deadline))
+            return decode_reply(receive_frame(child.socket, deadline))
         except WireError:
-            self._stop()
+            child.end()
+            self._child = None
             return Failed("crashed", "the template process did not answer")
 
-    def _start(self) -> None:
+    def _replace(self) -> _Child:
+        try:
+            self._child = self._launch()
+        except TemplateUnavailable:
+            if not self._spares:
+                raise
+            self._child = self._spares.pop()
+        return self._child
+
+    def _launch(self) -> _Child:
+        """Start a child and wait until it is ready. Raises TemplateUnavailable."""
         ours, theirs = socket.socketpair()
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [self._executable, "-I", "-m", "inferno.engine.template_child", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -189,26 +225,16 @@ class TemplateProcess:
             ) from None
         finally:
             theirs.close()
-        self._socket = ours
+        child = _Child(process, ours)
         try:
             send_frame(ours, encode(self._limits))
             reply = decode_reply(receive_frame(ours, time.monotonic() + START_SECONDS))
         except WireError as error:
-            self._stop()
+            child.end()
             raise TemplateUnavailable("crashed", f"the template process did not start: {error}") from None
         if not isinstance(reply, Ready):
-            self._stop()
+            child.end()
             detail = reply.detail if isinstance(reply, Failed) else "an unexpected answer"
             raise TemplateUnavailable("crashed", f"the template process did not start: {detail}")
         self.sandbox = reply.sandbox
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        return child

@@ -146,6 +146,27 @@ def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
     assert process.pid != child
 
 
+def test_spares_serve_where_no_program_may_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemplateProcess(CHATML, limits=SHORT, spares=1) as process:
+        first = process.pid
+
+        def refused(*arguments: object, **options: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(subprocess, "Popen", refused)
+        for is_last in (False, True):
+            assert process.pid is not None
+            os.killpg(process.pid, 9)
+            with pytest.raises(TemplateLimit):
+                process.render(TALK)
+            if not is_last:
+                assert process.render(TALK)
+                assert process.pid != first
+        with pytest.raises(TemplateUnavailable):
+            process.render(TALK)
+        monkeypatch.undo()
+
+
 def test_a_child_that_cannot_start_is_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(TemplateUnavailable) as caught:
         TemplateProcess(executable=str(tmp_path / "missing")).start()
