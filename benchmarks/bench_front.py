@@ -5,7 +5,8 @@ the same run, uvicorn and Starlette with one trivial JSON route. wrk (16 connect
 seconds of the server process are read from /proc, so `requests per CPU second` also means something on a busy machine.
 Streams: 16 at once through one connection each, tokens as fast as they come; the figure is the worker's CPU time per
 token, and what 16 streams of 50 tokens/s would cost of one core.
-Not measured: a real engine, TLS, authentication (until it is wired), the network.
+`authenticated` is a whole `inferno serve` (no model, one worker, audit log on) asked with an API key.
+Not measured: a real engine, TLS, the network.
 
     python benchmarks/bench_front.py [SECONDS]      needs wrk; Linux
 """
@@ -13,16 +14,20 @@ Not measured: a real engine, TLS, authentication (until it is wired), the networ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +58,68 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def load(url: str, pid: int, seconds: int) -> tuple[float, float]:
+SERVED = """
+[server]
+port = {port}
+[security]
+max_requests_per_minute = 10000000
+max_requests_per_hour = 100000000
+max_requests_per_minute_per_ip = 10000000
+max_requests_per_hour_per_ip = 100000000
+[telemetry]
+log_level = "error"
+"""
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[str, int, str]]:
+    """A whole server with authentication: its URL, the worker's pid, an API key."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        config = Path(folder) / "config.toml"
+        config.write_text(SERVED.format(port=port))
+        environment = {
+            **os.environ,
+            "INFERNO_JWT_SECRET": secrets.token_urlsafe(48),
+            "INFERNO_ADMIN_PASSWORD": secrets.token_urlsafe(18),
+        }
+        command = [sys.executable, "-m", "inferno.cli"]
+        server = subprocess.Popen([*command, "serve", "--config", str(config)], env=environment)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(200):
+                try:
+                    httpx.get(f"{url}/healthz")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            made = subprocess.run(
+                [*command, "keys", "create", "bench", "--config", str(config), "--json"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            pids = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+            yield url, int(pids[0]), json.loads(made.stdout)["key"]
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def load(url: str, pid: int, seconds: int, key: str = "") -> tuple[float, float]:
     """Return requests/s and requests per CPU second of the server."""
     before = cpu_seconds(pid)
-    out = subprocess.run(
-        ["wrk", "-t1", "-c16", f"-d{seconds}s", url], capture_output=True, text=True, check=True
-    ).stdout
+    command = [
+        "wrk",
+        "-t1",
+        "-c16",
+        f"-d{seconds}s",
+        *(["-H", f"Authorization: Bearer {key}"] if key else []),
+        url,
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in out:
         raise SystemExit(f"refused answers: {out}")
     count = int(re.search(r"(\d+) requests in", out)[1])  # type: ignore[index]
@@ -98,7 +159,12 @@ def main() -> None:
         "max_requests_per_hour_per_ip": HIGH,
         "max_tokens_per_minute": 1_000_000_000,
     }
-    results: dict[str, list[tuple[float, float]]] = {"peer": [], "health": [], "models": []}
+    results: dict[str, list[tuple[float, float]]] = {
+        "peer": [],
+        "health": [],
+        "models": [],
+        "authenticated": [],
+    }
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
@@ -106,7 +172,7 @@ def main() -> None:
         [sys.executable, "-c", PEER, str(listener.fileno())], pass_fds=[listener.fileno()]
     )
     try:
-        with running_worker(settings_for_tests(security=limits)) as worker:
+        with running_worker(settings_for_tests(security=limits)) as worker, served() as (url, pid, key):
             peer_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
             for _ in range(50):
                 try:
@@ -118,6 +184,7 @@ def main() -> None:
                 results["peer"].append(load(peer_url, peer.pid, seconds))
                 results["health"].append(load(f"{worker.base_url}/healthz", worker.process.pid, seconds))
                 results["models"].append(load(f"{worker.base_url}/v1/models", worker.process.pid, seconds))
+                results["authenticated"].append(load(f"{url}/v1/models", pid, seconds, key))
             asyncio.run(streams(worker.base_url))  # warm
             before = cpu_seconds(worker.process.pid)
             num_tokens = asyncio.run(streams(worker.base_url))
@@ -135,7 +202,7 @@ def main() -> None:
     }
     for name, figures in median.items():
         print(
-            f"{name:8} {figures['requests_per_second']:>8} requests/s   {figures['requests_per_cpu_second']:>8} per CPU second"
+            f"{name:14} {figures['requests_per_second']:>8} requests/s   {figures['requests_per_cpu_second']:>8} per CPU second"
         )
     ratio = median["models"]["requests_per_cpu_second"] / median["peer"]["requests_per_cpu_second"]
     print(f"models/peer by CPU: {ratio:.2f};  {token_us:.1f} us of CPU per token,")
