@@ -20,14 +20,16 @@ from ..errors import StartError
 from ..messages import WorkerSettings
 from ..pool.engines import Engines
 from ..security.addresses import ClientAddresses
+from ..security.limit_headers import Decision
 from ..security.limit_policy import FAMILIES
 from ..security.limits import Limiter, LimitSettings
 from ..storage.bucket_store import attach_shared_buckets
 from .admin.routes import admin_routes
 from .control import Control
-from .http import Scope
+from .http import Context, Scope
 from .identity import WorkerAudit, WorkerIdentity, worker_identity
 from .metering import LimitMeter
+from .observing import Metrics, NoObserver
 from .services import Services
 
 TABLE_NAME = "buckets"
@@ -105,14 +107,21 @@ async def assemble(
     limiter = _limiter(message, settings, shared)
     audit = WorkerAudit(control, is_enabled=settings.security.audit_logging_enabled)
     identity = worker_identity(message, settings, audit, limiter, shared)
+    observer = Metrics() if settings.telemetry.metrics_enabled else NoObserver()
+
+    def refused(context: Context, decision: Decision) -> None:
+        observer.limited(decision.policy or "store")
+        audit.limited(context, decision)
+
     services = Services(
         settings,
         engines,
         authenticator=None if identity is None else identity.authenticator,
-        meter=None if limiter is None else LimitMeter(limiter, audit.limited),
+        meter=None if limiter is None else LimitMeter(limiter, refused),
         recorder=None if identity is None else identity.recorder,
         cache_key=message.secrets.get("cache", b""),
         before_inference=audit.ensure if settings.security.audit_on_failure == "refuse" else None,
+        observer=observer,
     )
     if identity is None:
         return Assembly(services, limiter=limiter)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -40,11 +41,13 @@ class ClientGone(Exception):
 class Context:
     """Facts of one request that more than one layer needs. Made by the outermost middleware."""
 
-    __slots__ = ("decisions", "principal", "request_id", "source")
+    __slots__ = ("began", "decisions", "principal", "request_id", "source", "status")
 
     def __init__(self, request_id: str, source: str) -> None:
         self.request_id = request_id
         self.source = source
+        self.began = time.perf_counter()
+        self.status = 0  # of the answer, once it has begun
         self.principal: Principal | None = None
         self.decisions: list[Decision] = []  # of the limits; the answer's RateLimit headers are made of them
 

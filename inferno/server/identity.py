@@ -182,7 +182,9 @@ class TightBuckets:
         if decision.unavailable:
             raise ApiError("store_unavailable", "The limits cannot be asked now.", retry_after=5)
         raise ApiError(
-            "rate_limit_exceeded", "Too many of these requests. Try again later.", retry_after=decision.retry_after
+            "rate_limit_exceeded",
+            "Too many of these requests. Try again later.",
+            retry_after=decision.retry_after,
         )
 
 

@@ -153,6 +153,7 @@ class Shell:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
+                context.status = message["status"]
                 own: list[Header] = message["headers"]
                 own.append((b"x-request-id", context.request_id.encode()))
                 given = _OVERRIDABLE.intersection([name for name, _ in own])

@@ -53,6 +53,11 @@ class FrontGate:
             services.recorder.refused(context, principal, verdict.reason)
         require(principal, policy)
 
+    def answered(self, request: Request, route: str) -> None:
+        """Count an answer; the status is 499 where the client left before it began, as proxies log it."""
+        context = request.context
+        self._services.observer.answered(route, request.method, context.status or 499, context.began)
+
 
 def require(principal: Principal, policy: Policy) -> None:
     """Raise 403 unless the principal has the policy's permissions."""
@@ -131,6 +136,8 @@ class Run:
         self._counts: dict[int, int] = {}  # choice index → sampled tokens so far
         self._num_noted = 0
         self._checked_at = 0.0
+        self._last_event_at = 0.0
+        self._queue_seconds = 0.0
         self._is_started = False
         self._is_closed = False
         self._result = "ok"
@@ -200,6 +207,8 @@ class Run:
             self._result = "cancelled"
             raise ClientGone
         self._recheck()
+        if events:
+            self._observe_arrival()
         found = []
         for event in events:
             index = self._offsets[event.request] + event.choice
@@ -209,6 +218,7 @@ class Run:
             self.completion_tokens += total - counted
             if event.usage is not None and event.choice == 0:
                 self.cached_tokens += event.usage.cached_tokens
+                self._queue_seconds = max(self._queue_seconds, event.usage.queue_seconds)
             found.append((index, event))
         if self.completion_tokens - self._num_noted >= NOTE_TOKENS and self.reservation is not None:
             self._num_noted = self.completion_tokens
@@ -230,6 +240,13 @@ class Run:
         if self.lease is not None:
             self.lease.release()
         if self._is_started:
+            self.services.observer.generated(
+                self.model.name,
+                self.prompt_tokens,
+                min(self.cached_tokens, self.prompt_tokens),
+                self.completion_tokens,
+                self._queue_seconds,
+            )
             self.services.recorder.finished(
                 self.request.context,
                 self.request.principal,
@@ -248,6 +265,14 @@ class Run:
             "prompt_tokens_details": {"cached_tokens": min(self.cached_tokens, self.prompt_tokens)},
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
+
+    def _observe_arrival(self) -> None:
+        now = time.perf_counter()
+        if self._last_event_at:
+            self.services.observer.next_tokens(self.model.name, now - self._last_event_at)
+        else:
+            self.services.observer.first_token(self.model.name, self.request.context.began)
+        self._last_event_at = now
 
     def _recheck(self) -> None:
         now = time.monotonic()

@@ -47,6 +47,7 @@ class Gate(Protocol):
     """Decides on source bucket, credential, request buckets and policy, in this order. Raises ApiError."""
 
     async def admit(self, request: Request, policy: Policy) -> None: ...
+    def answered(self, request: Request, route: str) -> None: ...
 
 
 class ApiRoute(BaseRoute):
@@ -111,7 +112,11 @@ class ApiRoute(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, scope.get("path_params") or {}, self.max_body_bytes)
-        await run(request, send, self._answer)
+        try:
+            await run(request, send, self._answer)
+        finally:
+            if self.gate is not None:
+                self.gate.answered(request, self.path)
 
     async def _answer(self, request: Request) -> Reply | StreamReply:
         operation = self.operations.get(request.method)
@@ -159,7 +164,12 @@ class UnknownRoute(BaseRoute):
         return (Match.FULL, {}) if scope["type"] == "http" else (Match.NONE, {})
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await run(Request(scope, receive, {}, 0), send, self._answer)
+        request = Request(scope, receive, {}, 0)
+        try:
+            await run(request, send, self._answer)
+        finally:
+            if self.gate is not None:
+                self.gate.answered(request, "unknown")
 
     async def _answer(self, request: Request) -> Reply | StreamReply:
         # Both ends are refusals; the path decides only whether a stranger learns that nothing is here.

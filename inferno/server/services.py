@@ -19,6 +19,7 @@ from ..security.permissions import ROLES
 from ..security.principal import Principal
 from .guarding import Guards
 from .http import Context, Header
+from .observing import NoObserver, Observer
 
 ANONYMOUS_PERMISSIONS = ROLES["user"] | {"use_grammar", "use_special_tokens"}
 
@@ -172,14 +173,18 @@ class Services:
         cache_key: bytes = b"",
         before_inference: Callable[[], Awaitable[None]] | None = None,
         guards: Guards | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.settings = settings
         self.engines = engines
-        self.before_inference = before_inference  # audit_on_failure = "refuse": raises while nothing can be recorded
+        self.before_inference = (
+            before_inference  # audit_on_failure = "refuse": raises while nothing can be recorded
+        )
         self.authenticator: Authenticator = authenticator or OpenAuthenticator()
         self.meter: Meter = meter or NoMeter()
         self.recorder: Recorder = recorder or NoRecorder()
         self.guards = guards or Guards()
+        self.observer: Observer = observer or NoObserver()
         self.is_draining = False
         self._cache_key = hashlib.blake2b(cache_key).digest() if cache_key else secrets.token_bytes(32)
 

@@ -48,7 +48,9 @@ class AuthRoutes:
 
     async def logout_all(self, request: Request) -> Reply:
         if request.principal.session_id is None:
-            raise ApiError("insufficient_permissions", "All sessions are ended from a session, not with an API key.")
+            raise ApiError(
+                "insufficient_permissions", "All sessions are ended from a session, not with an API key."
+            )
         await self._identity.accounts.end_all_sessions(actor(request), request.principal.id)
         return json_reply({"ended": "all"})
 
@@ -76,7 +78,9 @@ class AuthRoutes:
         if principal.key_id is not None:
             key = {
                 "id": principal.key_id,
-                "limits": None if principal.key_limits is None else msgspec.structs.asdict(principal.key_limits),
+                "limits": None
+                if principal.key_limits is None
+                else msgspec.structs.asdict(principal.key_limits),
                 "redact_profile": principal.redact_profile,
             }
         return json_reply(
@@ -143,5 +147,7 @@ class AuthRoutes:
         if wanted is None:
             return sorted(own)
         if not own.issuperset(wanted):
-            raise ApiError("model_not_allowed", "A key cannot have a model that its maker may not use.", param="models")
+            raise ApiError(
+                "model_not_allowed", "A key cannot have a model that its maker may not use.", param="models"
+            )
         return wanted

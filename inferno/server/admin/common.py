@@ -33,9 +33,13 @@ def query(request: Request, *allowed: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:
         if name not in allowed:
-            raise ApiError("unknown_parameter", "Unknown query parameter.", param=name if name.isidentifier() else None)
+            raise ApiError(
+                "unknown_parameter", "Unknown query parameter.", param=name if name.isidentifier() else None
+            )
         if name in found or len(value) > 512:
-            raise ApiError("invalid_value", "A query parameter comes once, with at most 512 characters.", param=name)
+            raise ApiError(
+                "invalid_value", "A query parameter comes once, with at most 512 characters.", param=name
+            )
         found[name] = value
     return found
 

@@ -193,5 +193,3 @@ def _decode_cursor(text: str | None) -> tuple[str, str, str, str] | None:
     if not all(isinstance(part, str) for part in place):
         raise ApiError("invalid_value", "after: expected the value of next.", param="after")
     return day, account, key, model
-
-

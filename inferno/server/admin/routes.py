@@ -59,7 +59,9 @@ def admin_routes(services: Services, identity: WorkerIdentity, control: Control)
         ApiRoute("/api/v1/usage", {"GET": Operation(operations.usage, ANYBODY)}),
         ApiRoute("/api/v1/models", {"GET": Operation(operations.list_models, READ_MODELS)}),
         ApiRoute(
-            "/api/v1/models/{name}/load", {"POST": Operation(operations.load_model, WRITE_MODELS)}, encoded=True
+            "/api/v1/models/{name}/load",
+            {"POST": Operation(operations.load_model, WRITE_MODELS)},
+            encoded=True,
         ),
         ApiRoute(
             "/api/v1/models/{name}/unload",
