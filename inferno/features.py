@@ -37,8 +37,6 @@ FEATURES: dict[str, Feature] = {
 
 NOT_BUILT: frozenset[str] = frozenset(
     {
-        "security.input_validation_enabled",
-        "security.output_sanitization_enabled",
         "security.sandbox",
         "limits.url",
         "telemetry.otlp_endpoint",

@@ -23,13 +23,16 @@ from ..security.addresses import ClientAddresses
 from ..security.limit_headers import Decision
 from ..security.limit_policy import FAMILIES
 from ..security.limits import Limiter, LimitSettings
+from ..security.screening import Screener
 from ..storage.bucket_store import attach_shared_buckets
 from .admin.routes import admin_routes
 from .control import Control
+from .guarding import Guards
 from .http import Context, Scope
 from .identity import WorkerAudit, WorkerIdentity, worker_identity
 from .metering import LimitMeter
-from .observing import Metrics, NoObserver
+from .observing import GuardReports, Metrics, NoObserver
+from .redactors import NativeRedactors
 from .services import Services
 
 TABLE_NAME = "buckets"
@@ -79,6 +82,7 @@ class Assembly:
     def reload(self, settings: config.Settings) -> None:
         """Take over what may change while the server runs."""
         self.services.settings = settings
+        self.services.guards.reload(settings.security.max_input_length)
         if self._limiter is not None:
             self._limiter.update(LimitSettings.of(settings.security, settings.limits.on_failure))
         if self._identity is not None:
@@ -122,11 +126,23 @@ async def assemble(
         cache_key=message.secrets.get("cache", b""),
         before_inference=audit.ensure if settings.security.audit_on_failure == "refuse" else None,
         observer=observer,
+        guards=_guards(message, settings, GuardReports(audit, observer)),
     )
     if identity is None:
         return Assembly(services, limiter=limiter)
     await identity.start()
     return Assembly(services, admin_routes(services, identity, control), limiter=limiter, identity=identity)
+
+
+def _guards(message: WorkerSettings, settings: config.Settings, reports: GuardReports) -> Guards:
+    """Return the text guards, each only where its setting is on."""
+    security = settings.security
+    return Guards(
+        screener=Screener(security) if security.input_validation_enabled else None,
+        redactors=NativeRedactors(message.secrets) if security.output_sanitization_enabled else None,
+        profile=security.redact_profile,
+        events=reports,
+    )
 
 
 def _limiter(message: WorkerSettings, settings: config.Settings, shared: Mapping[str, int]) -> Limiter | None:

@@ -19,7 +19,7 @@ from .guarding import Take, TextCollector, replay
 from .http import Header, Reply, Request, StreamReply, json_reply
 from .logprobs import chat_entries
 from .output import Output, Piece
-from .parsing import check_model_name, parse
+from .parsing import parse
 from .pipeline import Plan, Run, begin, find_model
 from .services import Services
 from .sse import ChatFrames, stream_reply
@@ -42,8 +42,7 @@ class Chat:
         )
         check(chat)
         authorise(request, chat)
-        check_model_name(chat.model)
-        model = find_model(services, request.principal, chat.model)
+        model = find_model(services, request, chat.model)
         messages, texts = screened_messages(services, request, chat.messages)
         prompt = ChatPrompt(messages=messages, template_flags=template_flags(chat.chat_template_kwargs))
         guard = services.guards.output(request.context, request.principal, texts)

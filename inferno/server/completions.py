@@ -13,7 +13,7 @@ from .chat import authorise, check_generation, head, ignored_header
 from .http import Reply, Request, StreamReply, json_reply
 from .logprobs import LegacyLists
 from .output import Output, Piece
-from .parsing import check_model_name, parse
+from .parsing import parse
 from .pipeline import Plan, begin, find_model
 from .services import Services
 from .sse import CompletionFrames, stream_reply
@@ -45,8 +45,7 @@ class Completions:
                 "This needs the permission use_special_tokens.",
                 param="parse_special",
             )
-        check_model_name(wanted.model)
-        model = find_model(services, request.principal, wanted.model)
+        model = find_model(services, request, wanted.model)
         prompts = engine_prompts(wanted, can_use_special=can_use_special)
         prompts, texts = screened_prompts(services, request, prompts)
         guard = services.guards.output(request.context, request.principal, texts)

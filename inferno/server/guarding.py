@@ -37,21 +37,20 @@ class Verdict(Protocol):
 class Screener(Protocol):
     """inferno.security.screening.Screener."""
 
-    @property
-    def max_input_length(self) -> int | None: ...
-    @property
-    def enabled(self) -> bool: ...
+    max_input_length: int | None
+    enabled: bool
+
     def content(self, texts: Sequence[str], *, max_input_length: int | None = None) -> Verdict: ...
     def identifier(self, name: str, value: str) -> Verdict: ...
+    def url_value(self, name: str, value: str) -> Verdict: ...
 
 
 class StreamRedactor(Protocol):
     """inferno_native.redactor.Redactor: any split of a text gives the same result."""
 
-    @property
-    def counts(self) -> dict[str, int]: ...
-    @property
-    def spans(self) -> list[tuple[int, int, str]]: ...
+    counts: dict[str, int]
+    spans: list[tuple[int, int, str]]
+
     @property
     def decided(self) -> int: ...
     def feed(self, text: str) -> str: ...
@@ -121,6 +120,20 @@ class Guards:
         self._redactors = redactors
         self._profile = profile
         self._events: GuardEvents = events or NoEvents()
+
+    def reload(self, max_input_length: int) -> None:
+        """Take over what may change while the server runs."""
+        if self._screener is not None:
+            self._screener.max_input_length = max_input_length
+
+    def query(self, context: Context, query: bytes) -> None:
+        """Refuse the part of a URL behind the question mark in which something is found. Raises ApiError."""
+        if self._screener is None or not query:
+            return
+        verdict = self._screener.url_value("query", query.decode("latin-1"))
+        if verdict.findings:
+            self._events.screened(context, verdict.categories, verdict.action)
+        verdict.raise_if_refused()
 
     def identifiers(self, context: Context, values: Iterable[tuple[str, str]]) -> None:
         """Refuse (param, value) pairs that can be no names. Raises ApiError."""

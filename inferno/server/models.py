@@ -14,7 +14,7 @@ from ..pool.engines import Model
 from ..security.principal import Principal
 from . import chat, schemas
 from .http import ClientGone, Reply, Request, encode_json, json_reply, to_api_error
-from .parsing import check_model_name, parse
+from .parsing import parse
 from .pipeline import find_model
 from .services import Services
 
@@ -53,7 +53,6 @@ class Models:
                 "This needs the permission use_special_tokens.",
                 param="parse_special",
             )
-        check_model_name(wanted.model)
         prompt: ChatPrompt | TextPrompt
         if wanted.messages is not None:
             chat.check_messages(wanted.messages)
@@ -88,7 +87,6 @@ class Models:
         wanted, ignored = parse(
             await request.json_body(), schemas.DetokenizeRequest, report_unknown=self._reports_unknown()
         )
-        check_model_name(wanted.model)
         call = await self._open(request, wanted.model)
         try:
             vocab_size = call.info.vocab_size
@@ -102,7 +100,7 @@ class Models:
         return json_reply({"text": data.decode("utf-8", "replace")}, headers=chat.ignored_header(ignored))
 
     async def _open(self, request: Request, name: str | None) -> EngineCall:
-        model = find_model(self._services, request.principal, name)
+        model = find_model(self._services, request, name)
         call = (await self._services.engines.connect(model)).open()
         request.watch_disconnect(call.close)
         return call

@@ -22,6 +22,7 @@ from ..pool.engines import Model
 from ..security.permissions import Policy, allow
 from ..security.principal import Principal
 from .http import ClientGone, Request, to_api_error
+from .parsing import check_model_name
 from .services import Lease, Reservation, Services
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
@@ -52,6 +53,7 @@ class FrontGate:
         if not verdict.allowed:
             services.recorder.refused(context, principal, verdict.reason)
         require(principal, policy)
+        services.guards.query(context, request.query)
 
     def answered(self, request: Request, route: str) -> None:
         """Count an answer; the status is 499 where the client left before it began, as proxies log it."""
@@ -84,8 +86,12 @@ class Plan(Struct, frozen=True):
     priority: int = 0
 
 
-def find_model(services: Services, principal: Principal, name: str | None) -> Model:
-    """Return a model that this caller may use, by exact name. Raises ApiError 404 or 403."""
+def find_model(services: Services, request: Request, name: str | None) -> Model:
+    """Return a model that this caller may use, by exact name. Raises ApiError 400, 403 or 404."""
+    check_model_name(name)
+    if name is not None:
+        services.guards.identifiers(request.context, [("model", name)])
+    principal = request.principal
     model = services.engines.find(name)
     if principal.models is not None and model.name not in principal.models:
         raise ApiError("model_not_allowed", "This key may not use the model.", param="model")

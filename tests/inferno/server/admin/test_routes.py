@@ -15,7 +15,9 @@ def test_aut_1_the_router_is_what_was_reviewed():
 
 
 def test_aut_1_policies_name_permissions_that_exist_and_few_routes_are_public():
-    assert {permission for _, _, policy in operations() for permission in policy.permissions} <= set(PERMISSIONS)
+    assert {permission for _, _, policy in operations() for permission in policy.permissions} <= set(
+        PERMISSIONS
+    )
     assert {(method, path) for method, path, policy in operations() if policy.public} == {
         ("POST", "/api/v1/auth/login"),
         *((method, path) for method in ("GET", "HEAD") for path in ("/", "/healthz", "/readyz")),

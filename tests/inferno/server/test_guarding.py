@@ -1,0 +1,243 @@
+"""The text guards in the request path: a real worker with both guards on, over an engine that repeats what it is told."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferno.errors import ApiError
+from inferno.messages import AuditAppend, Prepare, TokenLogprob
+from inferno.security.principal import KeyLimits, Principal
+from inferno.security.screening import Screener
+from inferno.server.guarding import Guards, OutputGuard
+from inferno.server.http import Context
+from inferno.server.redactors import NativeRedactors
+
+from .harness import WorkerUnderTest, running_worker, settings_for_tests
+
+KEY = "AKIAIOSFODNN7EXAMPLQ"  # the form of an AWS access key id, invented
+TEXT = f"before {KEY} after, mail ann@corp-mail.org"
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[WorkerUnderTest]:
+    security = {
+        "input_validation_enabled": True,
+        "output_sanitization_enabled": True,
+        "audit_logging_enabled": True,
+        "max_input_length": 500,
+    }
+    with running_worker(settings_for_tests(security=security)) as running:
+        yield running
+
+
+def chat(worker: WorkerUnderTest, text: Any, **fields: Any) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": text}], **fields}
+    return httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=20)
+
+
+def streamed(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+
+
+def audited(worker: WorkerUnderTest, event: str) -> list[dict[str, Any]]:
+    """Wait for a record of this event."""
+    deadline = time.monotonic() + 5
+    while True:
+        found = [
+            record
+            for message in worker.received
+            if isinstance(message, AuditAppend)
+            for record in message.records
+            if record["event"] == event
+        ]
+        if found:
+            return found
+        assert time.monotonic() < deadline, event
+        time.sleep(0.02)
+
+
+def test_sec_133_secrets_are_replaced_streamed_or_not(guarded: WorkerUnderTest) -> None:
+    whole = chat(guarded, TEXT).json()["choices"][0]["message"]["content"]
+    assert KEY not in whole
+    assert "[REDACTED:aws_access_key_id]" in whole
+    assert "ann@corp-mail.org" in whole  # the request's own
+    chunks = streamed(chat(guarded, TEXT, stream=True))
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
+    completion = httpx.post(
+        f"{guarded.base_url}/v1/completions", json={"prompt": TEXT, "max_tokens": 200}
+    ).json()
+    assert completion["choices"][0]["text"] == whole
+    counts = audited(guarded, "output.redacted")
+    assert counts[0]["reason"] == "aws_access_key_id=1"
+    assert not any(KEY in json.dumps(record) for record in counts)
+
+
+def test_sec_137_logprobs_of_covered_text_are_withheld(guarded: WorkerUnderTest) -> None:
+    for stream in (False, True):
+        answer = chat(guarded, TEXT, logprobs=True, top_logprobs=1, stream=stream)
+        if stream:
+            entries = [
+                entry
+                for chunk in streamed(answer)
+                for entry in (chunk["choices"][0]["logprobs"] or {}).get("content", [])
+            ]
+        else:
+            entries = answer.json()["choices"][0]["logprobs"]["content"]
+        joined = bytes(byte for entry in entries for byte in entry["bytes"]).decode()
+        assert joined == TEXT.replace(KEY, "")
+
+
+def test_every_choice_has_its_own_guard(guarded: WorkerUnderTest) -> None:
+    choices = chat(guarded, TEXT, n=3).json()["choices"]
+    assert len({choice["message"]["content"] for choice in choices}) == 1
+    assert all(KEY not in choice["message"]["content"] for choice in choices)
+
+
+def test_sec_117_lengths(guarded: WorkerUnderTest) -> None:
+    assert chat(guarded, "x" * 500).status_code == 200
+    assert chat(guarded, "😀" * 500).status_code == 200
+    refused = chat(guarded, [{"type": "text", "text": "a"}, {"type": "text", "text": "x" * 501}])
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (
+        400,
+        "input_too_long",
+        "messages[0].content[1]",
+    )
+    prompt = httpx.post(f"{guarded.base_url}/v1/completions", json={"prompt": ["a", "x" * 501]}).json()
+    assert prompt["error"]["param"] == "prompt[1]"
+
+
+def test_sec_118_nul_and_sec_115_lone_surrogates(guarded: WorkerUnderTest) -> None:
+    for escape in ("\\u0000", "\\ud800"):
+        body = '{"messages":[{"role":"user","content":"a%sb"}]}' % escape
+        headers = {"content-type": "application/json"}
+        answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_text")
+
+
+def test_inp_4_controls_are_removed_before_the_engine(guarded: WorkerUnderTest) -> None:
+    engine = guarded.engines["fake"]
+    chat(guarded, "red \x1b[31mtext\x0cnext page")
+    prompt = engine.logged(Prepare)[-1].prompt
+    assert prompt.messages[0]["content"] == "red [31mtext\nnext page"
+    assert any("control" in record["reason"] for record in audited(guarded, "input.flagged"))
+
+
+def test_inp_9_attacks_in_content_are_reported_and_answered(guarded: WorkerUnderTest) -> None:
+    text = "Why is ' OR 1=1 -- dangerous in a login form?"
+    assert chat(guarded, text).json()["choices"][0]["message"]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a'; DROP TABLE users--", "{{7*7}}", "$(id)", "m\u202eodel", "a" * 129]
+)
+def test_sec_125_attacks_as_model_names_are_refused(guarded: WorkerUnderTest, name: str) -> None:
+    answer = chat(guarded, "x", model=name)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+
+
+def test_identifiers_in_messages_are_refused(guarded: WorkerUnderTest) -> None:
+    body = {"messages": [{"role": "user", "content": "x", "name": "ann<script>"}]}
+    answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages[0].name")
+    good = {"messages": [{"role": "user", "content": "x", "name": "_Ann-1"}]}
+    assert httpx.post(f"{guarded.base_url}/v1/chat/completions", json=good).status_code == 200
+
+
+def test_attacks_in_the_query_are_refused(guarded: WorkerUnderTest) -> None:
+    answer = httpx.get(f"{guarded.base_url}/v1/models?x=../../../../etc/passwd")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "input_blocked")
+    assert httpx.get(f"{guarded.base_url}/v1/models?limit=20").status_code == 200
+
+
+# ---------------------------------------------------------------- without a worker
+
+
+def principal(**fields: Any) -> Principal:
+    return Principal(id="u1", name="ann", actor_type="key", role="user", permissions=frozenset(), **fields)
+
+
+def test_a_key_may_have_its_own_length() -> None:
+    guards = Guards(screener=Screener(max_input_length=10))
+    context = Context("req_x", "127.0.0.1")
+    longer = principal(key_limits=KeyLimits(max_input_length=20))
+    assert guards.content(context, longer, [("prompt", "x" * 20)]) is None
+    for caller, size in ((longer, 21), (principal(), 11)):
+        with pytest.raises(ApiError, match="max_input_length"):
+            guards.content(context, caller, [("prompt", "x" * size)])
+
+
+def test_out_4_profiles_of_keys() -> None:
+    guards = Guards(redactors=NativeRedactors({}), profile="default")
+    text = "write to bob@corp-mail.org"
+    shown = []
+    for profile in (None, "secrets"):
+        guard = guards.output(Context("req_x", "127.0.0.1"), principal(redact_profile=profile), [])
+        assert guard is not None
+        shown.append(guard.pass_on(0, text, None, is_last=True)[0])
+    assert shown == ["write to [REDACTED:email]", text]
+
+
+def test_the_servers_own_secrets_never_leave() -> None:
+    secret = "aVerySpecialJwtSecretOfThisServer1234567"
+    guards = Guards(
+        redactors=NativeRedactors({"jwt": secret.encode(), "pepper": b"\xff" * 32}), profile="secrets"
+    )
+    guard = guards.output(Context("req_x", "127.0.0.1"), principal(), [secret])
+    assert guard is not None
+    assert secret not in guard.pass_on(0, f"it is {secret} indeed", None, is_last=True)[0]
+
+
+class _Broken:
+    counts: dict[str, int] = {}
+    spans: list[tuple[int, int, str]] = []
+    decided = 0
+
+    def feed(self, text: str) -> str:
+        raise ZeroDivisionError
+
+    def finish(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_out_5_a_fault_of_the_guard_ends_the_answer() -> None:
+    from inferno.server.guarding import NoEvents
+
+    guard = OutputGuard(_Broken, (ZeroDivisionError,), NoEvents(), Context("req_x", "127.0.0.1"))
+    with pytest.raises(ApiError) as caught:
+        guard.pass_on(0, "text", None, is_last=False)
+    assert caught.value.code == "redaction_failed"
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
+def test_out_2_any_split_gives_the_same_text_and_logprobs(sizes: list[int]) -> None:
+    text = f"é {TEXT} 日本 😀 end"
+    guards = Guards(redactors=NativeRedactors({}), profile="default")
+
+    def run(cuts: list[int]) -> tuple[str, bytes]:
+        guard = guards.output(Context("req_x", "127.0.0.1"), principal(), [])
+        assert guard is not None
+        shown, tokens, rest = "", b"", text
+        for size in itertools.cycle(cuts):
+            part, rest = rest[:size], rest[size:]
+            logprobs = [TokenLogprob(bytes([byte]), -0.5) for byte in part.encode()]
+            more, entries = guard.pass_on(0, part, logprobs, is_last=not rest)
+            shown += more
+            tokens += b"".join(entry.token for entry in entries or ())
+            if not rest:
+                break
+        return shown, tokens
+
+    whole = run([len(text)])
+    assert run(sizes) == whole
+    assert KEY not in whole[0]
+    assert KEY.encode() not in whole[1]
