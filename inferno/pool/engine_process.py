@@ -38,7 +38,7 @@ from ..messages import (
     SupervisorToEngine,
 )
 from .backoff import Backoff
-from .process import Child, Timing, child_environment, spawn
+from .process import ENGINE_DEFAULTS, Child, Timing, child_environment, spawn
 from .worker_process import WorkerProcess
 
 State = Literal["unloaded", "loading", "ready", "restarting", "refused"]
@@ -83,7 +83,9 @@ class EngineProcess:
         self.settled = asyncio.Event()  # ready, refused or unloaded: a load is decided
         self._host = host
         self._program = program
-        self._environment = child_environment(os.environ) if environment is None else environment
+        self._environment = (
+            ENGINE_DEFAULTS | child_environment(os.environ) if environment is None else environment
+        )
         self._timing = timing or Timing()
         self._clock = clock
         self._child: Child | None = None

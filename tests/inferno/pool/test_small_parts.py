@@ -49,10 +49,10 @@ def test_a_childs_environment_is_an_allow_list() -> None:
     source = {
         "LANG": "C.UTF-8", "PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "GGML_CUDA_X": "1", "HIP_Y": "2",
         "LD_LIBRARY_PATH": "/opt", "LD_PRELOAD": "/evil.so", "PYTHONPATH": "/evil", "INFERNO_JWT_SECRET": "s",
-        "AWS_SECRET_ACCESS_KEY": "s", "DATABASE_URL": "s",
+        "OMP_NUM_THREADS": "2", "AWS_SECRET_ACCESS_KEY": "s", "DATABASE_URL": "s",
     }  # fmt: skip
     assert set(child_environment(source, {"EXTRA": "1"})) == {
-        "LANG", "CUDA_VISIBLE_DEVICES", "GGML_CUDA_X", "HIP_Y", "LD_LIBRARY_PATH", "EXTRA",
+        "LANG", "CUDA_VISIBLE_DEVICES", "GGML_CUDA_X", "HIP_Y", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "EXTRA",
     }  # fmt: skip
 
 
