@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
+from inferno_native.marker_index import exchange
+
 from inferno.engine.conversation import Message, Traits, convert_strings
 from inferno.engine.markers import ATTR_CONTROL, ATTR_UNKNOWN, Markers, Occurrence, Vocabulary, cut
 from inferno.engine.pieces import PieceTokenizer
@@ -127,16 +129,14 @@ class PromptBuilder:
         self, prompt: ChatPrompt, messages: list[Message], client: _Strings, characters: frozenset[str]
     ) -> _Masked:
         """Render with `characters` of all client strings replaced by private-use ones that nobody used."""
-        used = client.characters | self._constant_characters
-        free = (chr(c) for c in chain(*_PRIVATE_PLANES) if chr(c) not in used)
-        hidden = sorted(characters & client.characters)
+        free = (c for c in map(chr, chain(*_PRIVATE_PLANES)) if not client.has(c) and c not in self._constant_characters)
+        hidden = [c for c in sorted(characters) if client.has(c)]
         masks = dict(zip(hidden, free, strict=False))
         if len(masks) < len(hidden):
             raise EngineError("invalid_text", "The text uses every private-use character.", param="messages")
-        table = {ord(character): mask for character, mask in masks.items()}
-        masked, tools = convert_strings(messages, prompt.tools, lambda string: string.translate(table))
+        masked, tools = convert_strings(messages, prompt.tools, lambda string: exchange(string, masks))
         text = _without_escapes(self._render(prompt, masked, tools), masks.values())
-        return _Masked(text, text.translate({ord(mask): character for character, mask in masks.items()}))
+        return _Masked(text, exchange(text, {mask: character for character, mask in masks.items()}))
 
     def _without_added(self, rendered: _Rendered) -> _Rendered:
         """Drop a BOS or EOS that the template wrote where the tokenizer adds one, as llama.cpp's server does."""
@@ -175,7 +175,7 @@ class PromptBuilder:
 
 
 class _Strings:
-    """All client strings of one request, keys too, and the characters in them."""
+    """All client strings of one request, keys too."""
 
     def __init__(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> None:
         self.all: list[str] = []
@@ -185,7 +185,11 @@ class _Strings:
             return string
 
         convert_strings(messages, tools, collect)
-        self.characters: set[str] = set().union(*self.all)
+        self._joined = "\0".join(self.all)
+
+    def has(self, character: str) -> bool:
+        """Whether the character stands in any of them."""
+        return character in self._joined
 
 
 class _Masked(NamedTuple):

@@ -1,11 +1,12 @@
-"""Finds every occurrence of a set of strings in a text, overlapping ones too, with the GIL released.
+"""Finds every occurrence of a set of strings in a text, overlapping ones too, and exchanges characters of a text, both
+with the GIL released: a long text of one client must not stop the tokens of the others.
 
 Owns a flat trie of code points. Does not know what a marker is: inferno.engine.markers decides that. The work is
 bounded by the length of the text times the longest string, whatever a client writes. Runs in the engine's prepare
 threads; an index never changes after it was made, so threads share it.
 """
 
-from cpython.unicode cimport PyUnicode_DATA, PyUnicode_KIND
+from cpython.unicode cimport PyUnicode_DATA, PyUnicode_FromKindAndData, PyUnicode_KIND
 from libc.stdint cimport uint8_t, uint16_t
 from libc.stdlib cimport free, malloc, realloc
 
@@ -142,3 +143,70 @@ cdef class MarkerIndex:
             return [(hits.items[at].start, hits.items[at].end, hits.items[at].marker) for at in range(hits.size)]
         finally:
             free(hits.items)
+
+
+cdef enum:
+    _MAX_EXCHANGED = 65536
+
+
+cdef bint _exchange(int kind, const void *data, Py_ssize_t size, const uint32_t *table, const uint32_t *wanted,
+                    const uint32_t *given, Py_ssize_t count, uint32_t *out) noexcept nogil:
+    """Write the text with exchanged characters; whether any was. `table` serves the first 128, `wanted` is sorted."""
+    cdef Py_ssize_t at, low, high, middle
+    cdef uint32_t character, put
+    cdef bint changed = False
+    for at in range(size):
+        character = _read(kind, data, at)
+        put = character
+        if character < 128:
+            put = table[character]
+        else:
+            low = 0
+            high = count
+            while low < high:
+                middle = low + (high - low) // 2
+                if wanted[middle] < character:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < count and wanted[low] == character:
+                put = given[low]
+        out[at] = put
+        changed = changed or put != character
+    return changed
+
+
+def exchange(str text not None, dict characters not None):
+    """Return `text` with each character that is a key replaced by its value; as str.translate, without the GIL."""
+    cdef Py_ssize_t size = len(text), count = len(characters), at
+    cdef uint32_t[128] table
+    cdef uint32_t *wanted
+    cdef uint32_t *given
+    cdef uint32_t *out
+    cdef bint changed
+    cdef int kind = PyUnicode_KIND(text)
+    cdef const void *data = PyUnicode_DATA(text)
+    if count == 0 or size == 0:
+        return text
+    if count > _MAX_EXCHANGED:
+        raise ValueError(f"{count} characters to exchange; at most {_MAX_EXCHANGED}")
+    wanted = <uint32_t *> malloc(count * sizeof(uint32_t))
+    given = <uint32_t *> malloc(count * sizeof(uint32_t))
+    out = <uint32_t *> malloc(<size_t> size * sizeof(uint32_t))
+    try:
+        if wanted is NULL or given is NULL or out is NULL:
+            raise MemoryError
+        for at in range(128):
+            table[at] = <uint32_t> at
+        for at, (character, replacement) in enumerate(sorted(characters.items())):
+            wanted[at] = <uint32_t> ord(character)
+            given[at] = <uint32_t> ord(replacement)
+            if wanted[at] < 128:
+                table[wanted[at]] = given[at]
+        with nogil:
+            changed = _exchange(kind, data, size, table, wanted, given, count, out)
+        return PyUnicode_FromKindAndData(4, out, size) if changed else text
+    finally:
+        free(wanted)
+        free(given)
+        free(out)

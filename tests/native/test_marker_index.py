@@ -8,7 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inferno_native.marker_index import MarkerIndex
+from inferno_native.marker_index import MarkerIndex, exchange
 
 from tests.native import reference_marker_index as reference
 
@@ -54,3 +54,24 @@ def test_other_threads_run_while_a_hostile_text_is_searched() -> None:
         time.sleep(0)
     thread.join()
     assert ticks > 10
+
+
+CHARACTERS = st.sampled_from("<|>aé｜漢😀\U000f0000\U000f0001\0")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(CHARACTERS, max_size=50), pairs=st.dictionaries(CHARACTERS, CHARACTERS))
+def test_exchange_is_translate(text: str, pairs: dict[str, str]) -> None:
+    found = exchange(text, pairs)
+    assert found == text.translate({ord(a): b for a, b in pairs.items()})
+    assert len(found.encode("utf-32-le")) == len(text.encode("utf-32-le"))
+
+
+def test_exchange_refuses_what_is_no_character() -> None:
+    for wrong in ({"ab": "c"}, {"a": "bc"}, {"": "x"}, {1: "x"}):
+        with pytest.raises((TypeError, ValueError)):
+            exchange("abc", wrong)  # type: ignore[arg-type]
+    assert exchange("", {"a": "b"}) == ""
+    assert exchange("abc", {}) == "abc"
+    with pytest.raises(ValueError, match="at most"):
+        exchange("abc", {chr(c): "x" for c in range(0x10000, 0x20001)})
