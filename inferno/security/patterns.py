@@ -277,6 +277,7 @@ class Mark:
 
     text: bytes
     offset: int
+    cost: float  # how common it is in prose: three steps are a factor of ten
 
 
 _PAIR_COST = {
@@ -306,7 +307,17 @@ def _best_window(string: bytes, limit: int) -> tuple[float, int, int] | None:
     for i in range(len(text) - 1):
         punctuation = [c for c in text[i : i + 2] if not c.isalnum() and not c.isspace() and ord(c) < 128]
         if punctuation:
-            offer(9 if len(punctuation) == 2 else 12 if punctuation[0] in _RARE_MARKS else 30, i, 2)
+            offer(
+                11
+                if len(punctuation) == 2
+                else 13
+                if punctuation[0] in _RAREST_MARKS
+                else 20
+                if punctuation[0] in _RARE_MARKS
+                else 30,
+                i,
+                2,
+            )
     for i, char in enumerate(text):
         if char in _RARE_MARKS:
             offer(14 if char in _RAREST_MARKS else 22, i, 1)
@@ -396,8 +407,8 @@ def _window_set(strings: list[bytes] | None, before: int) -> tuple[float, list[M
         if window is None:
             return None
         worst = max(worst, window[0])
-        found.append(Mark(string[window[1] : window[1] + window[2]], before + window[1]))
-    return worst + len(strings) / 16 + before / 4, found
+        found.append(Mark(string[window[1] : window[1] + window[2]], before + window[1], window[0]))
+    return worst + len(strings) / 32 + before / 4, found
 
 
 @dataclass
@@ -463,7 +474,7 @@ class Tables:
     first: list[int]  # positions with which a pattern starts
     accept: list[int]  # by position: the pattern that ends there, or -1
     num_patterns: int
-    marks: tuple[Mark, ...]
+    marks: tuple[tuple[Mark, ...], ...]  # by pattern
     lookback: int
 
 
@@ -472,13 +483,10 @@ def compile_patterns(patterns: Sequence[str]) -> Tables:
     positions = _Positions()
     first: set[int] = set()
     accept: dict[int, int] = {}
-    found: dict[bytes, Mark] = {}
+    found: list[tuple[Mark, ...]] = []
     for number, text in enumerate(patterns):
         node = parse(text)
-        for mark in marks(node, text):
-            old = found.get(mark.text)
-            if old is None or old.offset < mark.offset:
-                found[mark.text] = mark
+        found.append(tuple(marks(node, text)))
         nullable, node_first, node_last = positions.build(node)
         if nullable:
             raise PatternError(f"pattern {text!r}: it matches nothing at all")
@@ -499,8 +507,8 @@ def compile_patterns(patterns: Sequence[str]) -> Tables:
         first=sorted(first),
         accept=[accept.get(p, -1) for p in range(len(positions.charset))],
         num_patterns=len(patterns),
-        marks=tuple(found.values()),
-        lookback=max((mark.offset for mark in found.values()), default=0),
+        marks=tuple(found),
+        lookback=max((mark.offset for few in found for mark in few), default=0),
     )
 
 

@@ -6,10 +6,10 @@ from .shadow cimport Verdict, View
 
 cdef extern from "prefilter.h" nogil:
     ctypedef struct inferno_prefilter:
-        uint8_t gram[16384]
-        uint8_t confirm[16384]
-        uint8_t first[256]
-        uint8_t second[256]
+        uint8_t gram[32768]
+        uint8_t confirm[65536]
+        uint8_t pair[8192]
+    void inferno_mark_pair(inferno_prefilter *filter, uint8_t first, uint8_t second)
     uint32_t inferno_gram(const uint8_t *p)
     void inferno_mark_gram(inferno_prefilter *filter, const uint8_t *p)
     int inferno_pair_at(const inferno_prefilter *filter, const uint8_t *p)

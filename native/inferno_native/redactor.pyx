@@ -44,6 +44,8 @@ cdef enum Bucket:
     B_SG = 64       # G.
 
 cdef inferno_prefilter STATIC
+cdef uint8_t FIRST[256]     # what a byte may begin and end, as Bucket bits
+cdef uint8_t SECOND[256]
 cdef enum:
     TABLE = 1024    # open addressing over the literals' windows
 cdef uint32_t TABLE_GRAM[TABLE]
@@ -73,24 +75,28 @@ cdef void build_filter() noexcept:
         TABLE_FIRST[slot] = k + 1
     for c in range(256):
         if is_local(<uint8_t>c):
-            STATIC.first[c] |= B_AT
+            FIRST[c] |= B_AT
         if is_alpha(<uint8_t>c):
-            STATIC.first[c] |= B_LETTER
+            FIRST[c] |= B_LETTER
         elif not is_digit(<uint8_t>c):
-            STATIC.first[c] |= B_NUMBER
+            FIRST[c] |= B_NUMBER
         if is_digit(<uint8_t>c):
-            STATIC.second[c] |= B_NUMBER | B_LETTER
-    STATIC.second[64] |= B_AT
-    STATIC.first[58] |= B_URL
-    STATIC.second[47] |= B_URL
+            SECOND[c] |= B_NUMBER | B_LETTER
+    SECOND[64] |= B_AT
+    FIRST[58] |= B_URL
+    SECOND[47] |= B_URL
     for c in (107, 102, 56, 119):
-        STATIC.first[c] |= B_DASH
-    STATIC.second[45] |= B_DASH
-    STATIC.second[95] |= B_DASH
-    STATIC.first[121] |= B_JWT
-    STATIC.second[74] |= B_JWT
-    STATIC.first[71] |= B_SG
-    STATIC.second[46] |= B_SG
+        FIRST[c] |= B_DASH
+    SECOND[45] |= B_DASH
+    SECOND[95] |= B_DASH
+    FIRST[121] |= B_JWT
+    SECOND[74] |= B_JWT
+    FIRST[71] |= B_SG
+    SECOND[46] |= B_SG
+    for k in range(256):
+        for c in range(256):
+            if FIRST[k] & SECOND[c]:
+                inferno_mark_pair(&STATIC, <uint8_t>k, <uint8_t>c)
 
 
 build_filter()
@@ -388,7 +394,7 @@ cdef class Redactor:
                     return 0
                 k = NEXT[k - 1]
         if w.n - t >= 2:
-            bits = inferno_pair_at(self.filter, w.s + t)
+            bits = FIRST[w.s[t]] & SECOND[w.s[t + 1]]
         if bits == 0:
             return 0
         if bits & (B_DASH | B_SG):

@@ -4,10 +4,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 cdef extern from "prefilter.h" nogil:
     ctypedef struct inferno_prefilter:
-        uint8_t gram[16384]
-        uint8_t confirm[16384]
-        uint8_t first[256]
-        uint8_t second[256]
+        uint8_t gram[32768]
+        uint8_t confirm[65536]
+        uint8_t pair[8192]
+    void inferno_mark_pair(inferno_prefilter *filter, uint8_t first, uint8_t second)
     void inferno_mark_gram(inferno_prefilter *filter, const uint8_t *p)
     Py_ssize_t inferno_prefilter_next(const inferno_prefilter *filter, const uint8_t *s, Py_ssize_t pos, Py_ssize_t n)
 
@@ -30,7 +30,9 @@ cdef struct State:
     int32_t num_accept
 
 cdef class Scanner:
-    cdef inferno_prefilter filter
+    cdef inferno_prefilter filter   # all patterns' literals
+    cdef inferno_prefilter gate     # one stage of each rule: where none of them matches, no rule does
+    cdef uint8_t *is_gate           # (num_patterns,)
     cdef uint8_t byte_class[256]
     # The position automaton, fixed.
     cdef int num_positions, num_classes, num_rules
@@ -57,8 +59,9 @@ cdef class Scanner:
     cdef readonly Py_ssize_t steps  # bytes looked at by the last scan, in the skip loop and in the automaton
 
     cdef list _hits(self, const uint8_t *s, Py_ssize_t n)
-    cdef Py_ssize_t _scan(self, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except -1
+    cdef Py_ssize_t _scan(self, const inferno_prefilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1
     cdef uint32_t _move(self, uint32_t state, int cls, int starting) except? UNKNOWN
     cdef uint32_t _intern(self, int fresh, int count) except? UNKNOWN
+    cdef bint _opens_gate(self, uint32_t state) noexcept
     cdef int _reset(self) except -1
     cdef void _event(self, uint32_t state, int64_t end, int64_t *last, int32_t *counts, int64_t *ends) noexcept

@@ -9,6 +9,9 @@ counts the bytes looked at.
 Deterministic states are made when they are first met and kept, so that loading rules is cheap; their number is bounded
 and does not grow with the text. For that reason a Scanner keeps the GIL (a megabyte takes about a millisecond).
 
+Two passes at most: the first looks only for the rarest stage of each rule, and where none of those stands the text is
+done; else the second looks for all. Each pass looks at a byte at most twice, once in the loop, once in the automaton.
+
 It knows patterns and distances only: categories, scores and actions are inferno.security.screening's. Runs in the
 front's workers.
 """
@@ -17,10 +20,6 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DATA
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
-
-cdef enum:
-    ANY_SECOND = 128    # the bucket of marks that announce a rule by themselves
-
 
 cdef void *allocate(Py_ssize_t count, Py_ssize_t size) except NULL:
     cdef void *p
@@ -42,6 +41,28 @@ cdef void *grow(void *old, Py_ssize_t count, Py_ssize_t size) except NULL:
     return p
 
 
+cdef int fill(inferno_prefilter *filter, texts) except -1:
+    """The literals into a skip loop's tables."""
+    cdef const uint8_t *text
+    cdef bytes data
+    cdef int k
+    memset(filter, 0, sizeof(inferno_prefilter))
+    for data in texts:
+        text = data
+        if len(data) == 4:
+            inferno_mark_gram(filter, text)
+        elif len(data) == 1:
+            for k in range(256):
+                inferno_mark_pair(filter, text[0], <uint8_t>k)
+        elif len(data) == 2:
+            for first in {data[0], data[:1].upper()[0]}:
+                for second in {data[1], data[1:].upper()[0]}:
+                    inferno_mark_pair(filter, <uint8_t>first, <uint8_t>second)
+        else:
+            raise ValueError("a mark has one, two or four bytes")
+    return 0
+
+
 cdef class Scanner:
     """Compiled rules, shared by all requests of a worker."""
 
@@ -60,7 +81,7 @@ cdef class Scanner:
             self.byte_class[k] = tables.byte_class[k]
             if self.byte_class[k] >= self.num_classes:
                 raise ValueError("byte class out of range")
-        self._set_marks(tables.marks)
+        self._set_marks(tables.marks, rules)
         self.takes = <uint8_t *>allocate(self.num_positions * self.num_classes, 1)
         memset(self.takes, 0, self.num_positions * self.num_classes)
         self.pattern_at = <int32_t *>allocate(self.num_positions, sizeof(int32_t))
@@ -98,30 +119,17 @@ cdef class Scanner:
         self._set_rules(rules, tables.num_patterns)
         self._reset()
 
-    def _set_marks(self, marks):
-        cdef bytes data
-        cdef const uint8_t *text
-        cdef int k
-        memset(&self.filter, 0, sizeof(self.filter))
-        buckets = {}
-        for mark in marks:
-            data = mark.text
-            text = data
-            if len(data) == 4:
-                inferno_mark_gram(&self.filter, text)
-            elif len(data) == 1:
-                self.filter.first[text[0]] |= ANY_SECOND
-            elif len(data) == 2:
-                # Seven buckets: pairs that begin alike share one.
-                bit = 1 << (buckets.setdefault(data[0], len(buckets)) % 7)
-                for first in {data[0], data[:1].upper()[0]}:
-                    self.filter.first[<uint8_t>first] |= <uint8_t>bit
-                for second in {data[1], data[1:].upper()[0]}:
-                    self.filter.second[<uint8_t>second] |= <uint8_t>bit
-            else:
-                raise ValueError("a mark has one, two or four bytes")
-        for k in range(256):
-            self.filter.second[k] |= ANY_SECOND
+    def _set_marks(self, marks, rules):
+        """Fills both skip loops; the gate knows of each rule the stage whose literals are rarest."""
+        cdef int number
+        self.is_gate = <uint8_t *>allocate(len(marks), 1)
+        memset(self.is_gate, 0, max(len(marks), 1))
+        rate = [sum(10.0 ** (mark.cost / 3) for mark in few) for few in marks]
+        for sequence in rules:
+            for number in min((patterns for patterns, _ in sequence), key=lambda patterns: sum(rate[n] for n in patterns)):
+                self.is_gate[number] = 1
+        fill(&self.filter, [mark.text for few in marks for mark in few])
+        fill(&self.gate, [mark.text for number, few in enumerate(marks) if self.is_gate[<int>number] for mark in few])
 
     def _set_rules(self, rules, int num_patterns):
         cdef Py_ssize_t total = 0, k
@@ -155,6 +163,7 @@ cdef class Scanner:
         PyMem_Free(self.pattern_at)
         PyMem_Free(self.stage_from)
         PyMem_Free(self.stages)
+        PyMem_Free(self.is_gate)
         PyMem_Free(self.states)
         PyMem_Free(self.moves)
         PyMem_Free(self.pool)
@@ -191,7 +200,9 @@ cdef class Scanner:
         try:
             memset(last, 0xFF, self.num_rules * (MAX_STAGES + 1) * sizeof(int64_t))
             memset(counts, 0, self.num_rules * sizeof(int32_t))
-            self.steps = self._scan(s, n, last, counts, ends)
+            self.steps = self._scan(&self.gate, True, s, n, last, counts, ends)
+            if self.steps < 0:
+                self.steps = -self.steps - 2 + self._scan(&self.filter, False, s, n, last, counts, ends)
             for k in range(self.num_rules):
                 if counts[k]:
                     hits.append((k, counts[k], ends[k]))
@@ -199,7 +210,8 @@ cdef class Scanner:
             PyMem_Free(last)
         return hits
 
-    cdef Py_ssize_t _scan(self, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except -1:
+    cdef Py_ssize_t _scan(self, const inferno_prefilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1:
+        """The bytes looked at; with gate_only their negative as soon as a rule's rarest stage matches."""
         cdef Py_ssize_t pos = 0, steps = 0, announced, following
         cdef uint32_t state, target
         cdef int cls
@@ -207,17 +219,17 @@ cdef class Scanner:
         cdef uint32_t width = 2 * <uint32_t>self.num_classes
         # The text begins as if on a new line.
         state = self._move(0, self.byte_class[10], 1)
-        announced = inferno_prefilter_next(&self.filter, s, 0, n)
+        announced = inferno_prefilter_next(filter, s, 0, n)
         while announced < n:
             if announced - self.lookback > pos:
                 pos = announced - self.lookback
                 state = 0
-            following = inferno_prefilter_next(&self.filter, s, announced + 1, n)
+            following = inferno_prefilter_next(filter, s, announced + 1, n)
             steps -= pos
             while pos < n:
                 while following < n and following - self.lookback <= pos:
                     announced = following
-                    following = inferno_prefilter_next(&self.filter, s, announced + 1, n)
+                    following = inferno_prefilter_next(filter, s, announced + 1, n)
                 starting = pos <= announced
                 if state == 0 and not starting:
                     break
@@ -228,15 +240,28 @@ cdef class Scanner:
                 state = target
                 pos += 1
                 if self.states[state].num_accept:
-                    self._event(state, pos, last, counts, ends)
+                    if not gate_only:
+                        self._event(state, pos, last, counts, ends)
+                    elif self._opens_gate(state):
+                        return -(steps + pos + 1) - 1
             steps += pos
             announced = following
         if pos >= n:
             # The end of the text is a word boundary and the end of a line.
             state = self._move(state, self.byte_class[10], 0)
             if self.states[state].num_accept:
-                self._event(state, n + 1, last, counts, ends)
+                if not gate_only:
+                    self._event(state, n + 1, last, counts, ends)
+                elif self._opens_gate(state):
+                    return -(steps + n + 1) - 1
         return steps + n
+
+    cdef bint _opens_gate(self, uint32_t state) noexcept:
+        cdef int32_t i
+        for i in range(self.states[state].accept, self.states[state].accept + self.states[state].num_accept):
+            if self.is_gate[self.accepts[i]]:
+                return True
+        return False
 
     cdef int _reset(self) except -1:
         """Forget all deterministic states but the dead one, number 0."""

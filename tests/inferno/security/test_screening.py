@@ -233,7 +233,8 @@ def test_inp_10_sec_124_scanning_is_linear(unit: str, screener: Screener) -> Non
     text = (unit * (1_000_000 // len(unit)))[:1_000_000]
     scanner = screener.rules.scanner
     scanner.scan(text.encode())
-    assert scanner.steps <= 2 * len(text.encode()) + 1
+    # Two passes, and each looks at a byte once in the skip loop and once in the automaton.
+    assert scanner.steps <= 4 * len(text.encode()) + 4
     screener.content([text[:100_000]])
 
 
