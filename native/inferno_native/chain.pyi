@@ -7,6 +7,7 @@ from .llama import Vocab
 MAX_GRAMMAR_BYTES: int
 MAX_GRAMMAR_DEPTH: int
 MAX_GRAMMAR_RULES: int
+MAX_REPETITIONS: int
 
 class GrammarError(ValueError): ...
 

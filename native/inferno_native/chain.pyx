@@ -15,6 +15,7 @@ from .llama cimport Vocab, api
 
 MAX_GRAMMAR_BYTES = 65536
 MAX_GRAMMAR_DEPTH = 64  # nested parentheses: llama.cpp's parser recurses
+MAX_REPETITIONS = 1000
 MAX_GRAMMAR_RULES = 2000  # and so does its search for left recursion
 
 
@@ -189,11 +190,39 @@ def check_grammar(const unsigned char[::1] text not None):
             depth -= 1
         elif c == 61:  # =
             rules += 1
+        elif c == 123:  # {
+            i = _check_repetition(text, i)
         i += 1
     if deepest > MAX_GRAMMAR_DEPTH:
         raise GrammarError(f"the grammar nests {deepest} deep; at most {MAX_GRAMMAR_DEPTH} is allowed")
     if rules > MAX_GRAMMAR_RULES:
         raise GrammarError(f"the grammar has {rules} rules; at most {MAX_GRAMMAR_RULES} are allowed")
+
+
+cdef Py_ssize_t _check_repetition(const unsigned char[::1] text, Py_ssize_t start) except -1:
+    """Check {m}, {m,} or {m,n} from its brace and return where it ends.
+
+    llama.cpp's parser never comes to an end when n < m, so only the plain forms with m <= n are let through.
+    """
+    cdef Py_ssize_t i = start + 1, size = text.shape[0]
+    cdef long low = -1, high = -1
+    cdef bint comma = False
+    while i < size:
+        if 48 <= text[i] <= 57:
+            if comma:
+                high = min(max(high, 0) * 10 + text[i] - 48, 1 << 30)
+            else:
+                low = min(max(low, 0) * 10 + text[i] - 48, 1 << 30)
+        elif text[i] == 44 and not comma and low >= 0:  # ,
+            comma = True
+        elif text[i] == 125:  # }
+            if low < 0 or low > MAX_REPETITIONS or high > MAX_REPETITIONS or (high >= 0 and high < low):
+                break
+            return i
+        elif text[i] != 32:
+            break
+        i += 1
+    raise GrammarError(f"a repetition must be {{m}}, {{m,}} or {{m,n}} with m <= n <= {MAX_REPETITIONS}")
 
 
 cdef int sample_row(SampleState *state, float *logits, int32_t n_vocab, const llama_token *forbidden,
