@@ -36,6 +36,7 @@ from ..messages import (
     TokenLogprob,
     Usage,
 )
+from .breakers import BreakerTable
 from .connections import Connection
 from .costs import CostModel
 from .fairqueue import FairQueue, QueueFull
@@ -48,6 +49,7 @@ MAX_PREPARED_PER_WORKER = 256
 MAX_PREPARED_TOKENS = 4 << 20  # ids kept for one worker, all its prepared requests together
 PREPARED_TIMEOUT_SECONDS = 60.0
 MAX_DECODE_FAILURES = 3
+_IDLE_SECONDS = 0.5  # between looks at deadlines when nothing comes
 _SHORT_FIRST_TURNS = 4  # of so many chunks, one goes to the oldest prompt instead of the shortest
 _log = logging.getLogger("inferno.engine")
 
@@ -78,6 +80,7 @@ class Runner:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._pool = PreparePool()
+        self._breakers = BreakerTable(batcher.vocab)
         self._waiting_choices: deque[Choice] = deque()  # of admitted requests, for the next free slots
         self._running: dict[int, Choice] = {}  # by id of the sequence
         self._events: dict[Connection, list[Event]] = {}
@@ -277,6 +280,11 @@ class Runner:
                 raise EngineError("context_length_exceeded", "The prompt leaves no room for an answer.")
             seed = start.seed if start.seed is not None else secrets.randbits(63)
             sampling = start.sampling
+            breakers = (
+                self._breakers.sequences(sampling.dry_sequence_breakers)
+                if sampling.dry_multiplier > 0
+                else ()
+            )
             stops = [stop.encode("utf-8") for stop in start.stop]
             for index in range(start.num_choices):
                 sampler = Sampler(
@@ -304,6 +312,7 @@ class Runner:
                     grammar=sampling.grammar,
                     seed=(seed + index) & ((1 << 64) - 1),
                     top_logprobs=start.top_logprobs,
+                    dry_breakers=breakers,
                 )
                 if sampler.history:
                     sampler.see(request.tokens[-sampler.history :])
@@ -358,21 +367,28 @@ class Runner:
     def run(self) -> None:
         """Work until drained or stopped."""
         while not self._stopped:
-            self._last_progress = self._clock()
-            while self._inbox:
-                self._inbox.popleft()()
-            self._expire()
-            self._admit()
-            if self._draining and self._drained():
+            has_work = self.turn()
+            if has_work is None:
                 return
-            if not self._running:
-                self._busy = False
-                self._send_events()
-                self._wake.wait(0.5)
+            if not has_work:
+                self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
-                continue
-            self._busy = True
-            self.step()
+
+    def turn(self) -> bool | None:
+        """Take what came, fill slots, do one step. Says whether there was a step to do; None: drained."""
+        self._last_progress = self._clock()
+        while self._inbox:
+            self._inbox.popleft()()
+        self._expire()
+        self._admit()
+        if self._draining and self._drained():
+            return None
+        self._busy = bool(self._running)
+        if not self._busy:
+            self._send_events()
+            return False
+        self.step()
+        return True
 
     def step(self) -> None:
         """One decode row for each running sequence, then prefill chunks, then one message to each worker."""
@@ -566,8 +582,8 @@ class Runner:
         if request.is_over:
             return
         self._send_events()
-        self._fail(request, code, message)
         self._end(request)
+        self._fail(request, code, message)
 
     def _end(self, request: Request) -> None:
         """Free what a request holds; idempotent."""

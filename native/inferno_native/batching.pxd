@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
-from .chain cimport Sampler
-from .llama cimport Model, Vocab, llama_batch, llama_context, llama_memory_i, llama_pos, llama_seq_id, llama_token, llama_token_data
+from .chain cimport RowBuffers, Sampler
+from .llama cimport Model, Vocab, llama_batch, llama_context, llama_memory_i, llama_pos, llama_seq_id, llama_token
 from .textstream cimport TextStream
 
 
@@ -57,7 +57,7 @@ cdef class Batcher:
     cdef llama_seq_id *_seq_ids
     cdef llama_seq_id **_seq_id
     cdef int8_t *_logits
-    cdef llama_token_data *_scratch
+    cdef RowBuffers _buffers
     cdef llama_token *_eog
     cdef int32_t _num_eog
     cdef llama_token *_suppressed

@@ -15,7 +15,7 @@ from collections import deque
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset, strlen
 
-from .chain cimport INFERNO_NOTHING_LEFT, INFERNO_SAMPLED, SampleState, sample_row
+from .chain cimport INFERNO_NOTHING_LEFT, INFERNO_SAMPLED, SampleState, row_buffers_free, row_buffers_make, sample_row
 from .llama cimport api, inferno_new_context, inferno_piece, llama_context_params
 
 from .llama import LlamaError, take_log_lines
@@ -119,9 +119,9 @@ cdef class Batcher:
         self._seq_ids = <llama_seq_id *> calloc(n, sizeof(llama_seq_id))
         self._seq_id = <llama_seq_id **> calloc(n, sizeof(llama_seq_id *))
         self._logits = <int8_t *> calloc(n, 1)
-        self._scratch = <llama_token_data *> malloc(self._n_vocab * sizeof(llama_token_data))
         if (self._token is NULL or self._pos is NULL or self._n_seq_id is NULL or self._seq_ids is NULL
-                or self._seq_id is NULL or self._logits is NULL or self._scratch is NULL):
+                or self._seq_id is NULL or self._logits is NULL
+                or row_buffers_make(&self._buffers, self._n_vocab) != 0):
             raise MemoryError
         for i in range(n):
             self._n_seq_id[i] = 1
@@ -212,7 +212,7 @@ cdef class Batcher:
         free(self._seq_ids)
         free(self._seq_id)
         free(self._logits)
-        free(self._scratch)
+        row_buffers_free(&self._buffers)
         free(self._forbidden)
         free(self._piece_bytes)
         free(self._piece_start)
@@ -398,7 +398,7 @@ cdef class Batcher:
         cdef SampleState *state = &sequence.sampler.state
         if sequence.ignore_eos or sequence.num_generated < sequence.min_tokens:
             forbidden += self._num_eog
-        if sample_row(state, logits, self._n_vocab, self._forbidden, forbidden, self._scratch) == INFERNO_SAMPLED:
+        if sample_row(state, logits, self._n_vocab, self._forbidden, forbidden, &self._buffers) == INFERNO_SAMPLED:
             if not self._is_eog[state.token]:
                 state.status = sequence.sampler.accept(state.token)
 

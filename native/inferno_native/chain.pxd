@@ -3,6 +3,9 @@
 from libc.stdint cimport int32_t, uint32_t
 from libcpp cimport bool
 
+from .candidates cimport SamplerScratch
+from .sampler cimport Sampler as NativeSampler
+from .sampler cimport SamplerState as NativeState
 from .llama cimport LlamaApi, llama_sampler, llama_token, llama_token_data, llama_vocab
 
 
@@ -59,7 +62,8 @@ cdef struct Bias:
 
 
 cdef struct SampleState:
-    llama_sampler *chain  # NULL: greedy over the plain row
+    NativeState *native  # our own sampler; NULL where a grammar needs llama.cpp's chain
+    llama_sampler *chain
     llama_sampler *grammar  # NULL: none
     Bias *biases
     int32_t num_biases
@@ -70,13 +74,21 @@ cdef struct SampleState:
     llama_token token
 
 
+cdef struct RowBuffers:
+    llama_token_data *row  # n_vocab entries, for llama.cpp's chain
+    SamplerScratch *native
+
+
 cdef int sample_row(SampleState *state, float *logits, int32_t n_vocab, const llama_token *forbidden,
-                    int32_t num_forbidden, llama_token_data *scratch) noexcept nogil
+                    int32_t num_forbidden, RowBuffers *buffers) noexcept nogil
+cdef int row_buffers_make(RowBuffers *buffers, int32_t n_vocab) noexcept nogil
+cdef void row_buffers_free(RowBuffers *buffers) noexcept nogil
 
 
 cdef class Sampler:
     cdef SampleState state
     cdef object _vocab
+    cdef NativeSampler _native
     cdef int32_t _n_vocab
     cdef readonly int32_t history  # prompt tokens that the penalties want to see
     cdef int accept(self, llama_token token) noexcept nogil

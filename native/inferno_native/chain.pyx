@@ -1,7 +1,7 @@
 # distutils: language = c++
-"""One choice's sampler over llama.cpp's own chain: penalties, DRY, top-k, typical, top-p, min-p, XTC, temperature,
-mirostat, grammar, logit bias, log probabilities. Each has its own random state, so a seed gives the same tokens
-whoever else is in the batch.
+"""One choice's sampler: inferno_native.sampler, or llama.cpp's own chain where a grammar binds the answer. Each has
+its own random state, so a seed gives the same tokens whoever else is in the batch. `chain=True` takes llama.cpp's
+chain without a grammar too: the oracle that the native sampler is tested beside.
 
 Numbers were range-checked by the message types; ids are checked against the vocabulary here. A grammar is measured
 before llama.cpp's recursive parser sees it. Knows nothing of slots, batches or text.
@@ -11,7 +11,9 @@ from libc.math cimport INFINITY, isnan
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from .candidates cimport sampler_scratch_free, sampler_scratch_new
 from .llama cimport Vocab, api
+from .sampler cimport sampler_accept, sampler_logprobs, sampler_sample
 
 MAX_GRAMMAR_BYTES = 65536
 MAX_GRAMMAR_DEPTH = 64  # nested parentheses: llama.cpp's parser recurses
@@ -30,7 +32,8 @@ cdef class Sampler:
                  float dry_base=1.75, int32_t dry_allowed_length=2, int32_t dry_penalty_last_n=4096,
                  dry_sequence_breakers=(), float xtc_probability=0.0, float xtc_threshold=0.1, int32_t mirostat=0,
                  float mirostat_tau=5.0, float mirostat_eta=0.1, logit_bias=None, grammar=None,
-                 unsigned long long seed=0, top_logprobs=None):
+                 unsigned long long seed=0, top_logprobs=None, dry_breakers=(), bint chain=False):
+        """`dry_sequence_breakers` are texts for llama.cpp's chain, `dry_breakers` the same as token ids for ours."""
         if self._vocab is not None:
             raise RuntimeError("a sampler is made once")
         self._vocab = vocab
@@ -44,11 +47,24 @@ cdef class Sampler:
             repeat_penalty != 1.0 or presence_penalty != 0.0 or frequency_penalty != 0.0)
         cdef bint dry = dry_multiplier > 0.0 and dry_penalty_last_n > 0
         self.history = max(repeat_last_n if penalties else 0, dry_penalty_last_n if dry else 0)
+        for token in logit_bias or ():
+            if not 0 <= token < self._n_vocab:
+                raise ValueError(f"logit_bias names token {token}; the vocabulary has {self._n_vocab}")
+        if grammar is None and not chain:
+            self._native = NativeSampler(
+                self._n_vocab, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+                repeat_penalty=repeat_penalty, repeat_last_n=repeat_last_n, presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty, dry_multiplier=dry_multiplier, dry_base=dry_base,
+                dry_allowed_length=dry_allowed_length, dry_penalty_last_n=dry_penalty_last_n,
+                dry_breakers=dry_breakers, xtc_probability=xtc_probability, xtc_threshold=xtc_threshold,
+                mirostat=mirostat, mirostat_tau=mirostat_tau, mirostat_eta=mirostat_eta, logit_bias=logit_bias,
+                seed=seed)
+            self.state.native = self._native.state
+            self.history = self._native.history
+            return
         self._set_bias(logit_bias or {})
         if grammar is not None:
             self._set_grammar(vocab, grammar)
-        if temperature <= 0.0 and not penalties and not dry and self.state.grammar is NULL:
-            return
         cdef inferno_chain_params params
         memset(&params, 0, sizeof(params))
         breakers = [text.encode("utf-8") for text in dry_sequence_breakers] if dry else []
@@ -125,29 +141,35 @@ cdef class Sampler:
             raise GrammarError("the grammar is not valid GBNF with a rule `root` and without left recursion")
 
     cdef int accept(self, llama_token token) noexcept nogil:
+        if self.state.native is not NULL:
+            sampler_accept(self.state.native, token)
+            return INFERNO_SAMPLED
         return inferno_accept(&api, self.state.chain, self.state.grammar, token)
 
     def see(self, tokens):
         """Tell the penalties of prompt tokens; the grammar does not see them."""
         cdef llama_token token
-        if self.state.chain is NULL or not self.history:
+        if not self.history:
             return
         for token in tokens:
             if not 0 <= token < self._n_vocab:
                 raise ValueError(f"token {token} is outside of the vocabulary")
-            inferno_accept(&api, self.state.chain, NULL, token)
+            if self.state.native is not NULL:
+                sampler_accept(self.state.native, token)
+            else:
+                inferno_accept(&api, self.state.chain, NULL, token)
 
     def draw(self, float[::1] logits not None):
         """Sample from one row and accept the token: the plain way, for tests. Changes `logits` by the biases."""
         if logits.shape[0] != self._n_vocab:
             raise ValueError(f"{logits.shape[0]} logits; the vocabulary has {self._n_vocab}")
-        cdef llama_token_data *scratch = <llama_token_data *> malloc(self._n_vocab * sizeof(llama_token_data))
-        if scratch is NULL:
-            raise MemoryError
+        cdef RowBuffers buffers
         cdef int status
+        if row_buffers_make(&buffers, self._n_vocab) != 0:
+            raise MemoryError
         with nogil:
-            status = sample_row(&self.state, &logits[0], self._n_vocab, NULL, 0, scratch)
-            free(scratch)
+            status = sample_row(&self.state, &logits[0], self._n_vocab, NULL, 0, &buffers)
+            row_buffers_free(&buffers)
             if status == INFERNO_SAMPLED and not api.llama_vocab_is_eog((<Vocab> self._vocab).ptr, self.state.token):
                 status = self.accept(self.state.token)
         if status != INFERNO_SAMPLED:
@@ -225,13 +247,40 @@ cdef Py_ssize_t _check_repetition(const unsigned char[::1] text, Py_ssize_t star
     raise GrammarError(f"a repetition must be {{m}}, {{m,}} or {{m,n}} with m <= n <= {MAX_REPETITIONS}")
 
 
+cdef int row_buffers_make(RowBuffers *buffers, int32_t n_vocab) noexcept nogil:
+    """Returns 0, or -1 when there is no memory."""
+    buffers.row = <llama_token_data *> malloc(<size_t> n_vocab * sizeof(llama_token_data))
+    buffers.native = sampler_scratch_new(n_vocab)
+    if buffers.row is NULL or buffers.native is NULL:
+        row_buffers_free(buffers)
+        return -1
+    return 0
+
+
+cdef void row_buffers_free(RowBuffers *buffers) noexcept nogil:
+    free(buffers.row)
+    if buffers.native is not NULL:
+        sampler_scratch_free(buffers.native)
+    buffers.row = NULL
+    buffers.native = NULL
+
+
 cdef int sample_row(SampleState *state, float *logits, int32_t n_vocab, const llama_token *forbidden,
-                    int32_t num_forbidden, llama_token_data *scratch) noexcept nogil:
+                    int32_t num_forbidden, RowBuffers *buffers) noexcept nogil:
     """Choose from one row; `forbidden` ids get no chance. Log probabilities are of the raw row. `accept` is the
     caller's: an end token must not be accepted."""
     cdef int32_t i
     cdef float raw
     state.token = -1
+    if state.native is not NULL:
+        state.status = sampler_sample(state.native, buffers.native, logits, forbidden, num_forbidden, &state.token)
+        if state.status == INFERNO_SAMPLED and state.want_top >= 0:
+            state.logprobs.num_top = sampler_logprobs(
+                buffers.native, logits, n_vocab, state.token, state.want_top, state.logprobs.top,
+                state.logprobs.top_logprob, &state.token_logprob)
+            if state.logprobs.num_top < 0:
+                state.status = INFERNO_BAD_LOGITS
+        return state.status
     if state.want_top >= 0:
         state.logprobs.num_top = state.want_top
         if not inferno_log_softmax(logits, n_vocab, &state.logprobs):
@@ -241,10 +290,7 @@ cdef int sample_row(SampleState *state, float *logits, int32_t n_vocab, const ll
         logits[state.biases[i].token] += state.biases[i].value
     for i in range(num_forbidden):
         logits[forbidden[i]] = -INFINITY
-    if state.chain is NULL:
-        state.status = inferno_argmax(logits, n_vocab, &state.token)
-    else:
-        state.status = inferno_sample_chain(&api, state.chain, state.grammar, logits, n_vocab, scratch, &state.token)
+    state.status = inferno_sample_chain(&api, state.chain, state.grammar, logits, n_vocab, buffers.row, &state.token)
     if state.status == INFERNO_SAMPLED and state.want_top >= 0:
         raw = logits[state.token]
         for i in range(state.num_biases):

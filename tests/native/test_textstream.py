@@ -37,7 +37,11 @@ def test_joined_parts_equal_the_whole(pieces: list[str], stops: list[str], cuts:
 
 
 @LAW
-@given(st.binary(max_size=40), st.lists(st.integers(0, 500), max_size=20), st.lists(st.binary(min_size=1, max_size=3), max_size=2))
+@given(
+    st.binary(max_size=40),
+    st.lists(st.integers(0, 500), max_size=20),
+    st.lists(st.binary(min_size=1, max_size=3), max_size=2),
+)
 def test_any_bytes_are_decoded_as_a_whole_would_be(data: bytes, cuts: list[int], stops: list[bytes]) -> None:
     texts, stopped = stream(parts_of(data, cuts), stops)
     assert ("".join(texts), stopped) == text_of(data, stops)

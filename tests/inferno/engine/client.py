@@ -204,6 +204,7 @@ class EngineUnderTest:
         self.progress: list[str] = []
         self.ready: EngineReady | None = None
         self._workers = 0
+        self._attached: list[Worker] = []
         self._serial = 0
         options: dict[str, Any] = {
             "slots": 4,
@@ -245,7 +246,9 @@ class EngineUnderTest:
         self._workers += 1
         self.control.send(AttachWorker(worker=self._workers), [theirs.fileno()])
         theirs.close()
-        return Worker(ours)
+        worker = Worker(ours)
+        self._attached.append(worker)
+        return worker
 
     def ping(self, timeout: float = 10.0) -> Pong:
         self._serial += 1
@@ -264,6 +267,8 @@ class EngineUnderTest:
         self.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
+        for worker in self._attached:
+            worker.close()
         self.control.close()
         try:
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -7,7 +7,9 @@ import pytest
 from inferno.engine.costs import CostModel
 
 
-def simulate(decode: float, chunk: float, *, target: float = 0.05, seconds: float = 20.0) -> tuple[float, float, float]:
+def simulate(
+    decode: float, chunk: float, *, target: float = 0.05, seconds: float = 20.0
+) -> tuple[float, float, float]:
     """Return (mean gap, worst gap, share of time spent on prefill) of a loop with endless prefill."""
     model = CostModel(target, chunk)
     now = prefill = 0.0
@@ -28,7 +30,9 @@ def simulate(decode: float, chunk: float, *, target: float = 0.05, seconds: floa
     return sum(gaps) / len(gaps), max(gaps), prefill / now
 
 
-@pytest.mark.parametrize(("decode", "chunk"), [(0.010, 0.005), (0.010, 0.030), (0.010, 0.080), (0.030, 0.040)])
+@pytest.mark.parametrize(
+    ("decode", "chunk"), [(0.010, 0.005), (0.010, 0.030), (0.010, 0.080), (0.030, 0.040)]
+)
 def test_mean_gap_stays_near_the_target(decode: float, chunk: float) -> None:
     mean, worst, share = simulate(decode, chunk)
     assert mean <= decode + 0.05

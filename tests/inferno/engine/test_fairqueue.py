@@ -88,7 +88,11 @@ def test_a_tiny_weight_and_a_huge_cost_end() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["push", "push", "pop", "remove"]), st.integers(0, 3), st.integers(1, 5000))))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["push", "push", "pop", "remove"]), st.integers(0, 3), st.integers(1, 5000))
+    )
+)
 def test_nothing_is_lost_or_given_twice(actions: list[tuple[str, int, int]]) -> None:
     queue: FairQueue[Item] = FairQueue(10_000, 10_000)
     inside: list[Item] = []

@@ -6,7 +6,9 @@ import pytest
 
 from inferno.engine.memory import NoMemory, Shape, available_bytes, make_plan
 
-SHAPE = Shape(weight_bytes=96 << 20, n_layer=30, n_embd=576, n_head=9, n_head_kv=3, n_vocab=49152, n_ctx_train=8192)
+SHAPE = Shape(
+    weight_bytes=96 << 20, n_layer=30, n_embd=576, n_head=9, n_head_kv=3, n_vocab=49152, n_ctx_train=8192
+)
 COMMON = {"kv_type": None, "ubatch": 65, "extra_sequences": 0, "prefix_bytes": 256 << 20}
 
 

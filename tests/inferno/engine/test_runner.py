@@ -31,7 +31,9 @@ WARM = Sampling(temperature=0.9, top_p=0.95)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[EngineUnderTest]:
-    with EngineUnderTest(demo_model(), slots=8, context_size=512, prefix_cache_mb=64, max_queue=96) as running:
+    with EngineUnderTest(
+        demo_model(), slots=8, context_size=512, prefix_cache_mb=64, max_queue=96
+    ) as running:
         yield running
 
 
@@ -48,7 +50,10 @@ def chat(text: str) -> ChatPrompt:
 
 def words(seed: int, count: int) -> str:
     rng = random.Random(seed)
-    return " ".join(rng.choice(["river", "stone", "cloud", "apple", "seven", "quiet", "paper", "green", "north", "lamp"]) for _ in range(count))
+    return " ".join(
+        rng.choice(["river", "stone", "cloud", "apple", "seven", "quiet", "paper", "green", "north", "lamp"])
+        for _ in range(count)
+    )
 
 
 def noise(worker: Worker, count: int, principal: bytes = BOB) -> list[int]:
@@ -61,7 +66,9 @@ def noise(worker: Worker, count: int, principal: bytes = BOB) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_same_bytes_alone_and_among_others_cold_and_cached(engine: EngineUnderTest, worker: Worker, seed: int) -> None:
+def test_the_same_bytes_alone_and_among_others_cold_and_cached(
+    engine: EngineUnderTest, worker: Worker, seed: int
+) -> None:
     prompt = chat(words(seed, 110) + " Continue:")
     for sampling in (GREEDY, WARM):
         options = {"sampling": sampling, "seed": seed, "max_tokens": 20}
@@ -165,7 +172,9 @@ def test_emoji_and_cjk_arrive_whole(worker: Worker) -> None:
     tokens = worker.answers[prepared].prepared.tokens  # type: ignore[union-attr]
     assert tokens is not None
     for token in tokens[-14:-4]:  # tokens that are parts of code points, forced one after the other
-        answer = worker.run("x", sampling=Sampling(temperature=1.0, logit_bias={token: 100.0}), max_tokens=7, seed=1)
+        answer = worker.run(
+            "x", sampling=Sampling(temperature=1.0, logit_bias={token: 100.0}), max_tokens=7, seed=1
+        )
         worker.channel.send(Detokenize(request=9000 + token, tokens=[token] * 7))
         worker.wait(lambda number=9000 + token: number in worker.detokenized)
         assert answer.text == worker.detokenized[9000 + token].decode("utf-8", "replace")
@@ -227,10 +236,14 @@ def test_what_the_model_cannot_do_is_refused(worker: Worker, options: dict[str, 
 
 
 def test_a_grammar_shapes_the_answer(worker: Worker) -> None:
-    answer = worker.run(chat("Is water wet?"), sampling=Sampling(temperature=1.0, grammar='root ::= "yes" | "no"'), seed=3)
+    answer = worker.run(
+        chat("Is water wet?"), sampling=Sampling(temperature=1.0, grammar='root ::= "yes" | "no"'), seed=3
+    )
     assert answer.text in ("yes", "no")
     assert answer.finishes[0] == "stop"
-    held = worker.run("x", sampling=Sampling(temperature=1.0, grammar='root ::= "yes"'), ignore_eos=True, seed=3)
+    held = worker.run(
+        "x", sampling=Sampling(temperature=1.0, grammar='root ::= "yes"'), ignore_eos=True, seed=3
+    )
     assert (held.text, held.finishes[0]) == ("yes", "stop")
 
 
@@ -252,9 +265,11 @@ def test_start_without_prepare_and_a_number_in_use(worker: Worker) -> None:
 
 
 def test_queue_bounds_refuse_with_the_right_code() -> None:
-    with EngineUnderTest(demo_model(), slots=1, context_size=256, max_queue=3, max_queue_per_user=2) as engine:
+    with EngineUnderTest(
+        demo_model(), slots=1, context_size=4096, max_queue=3, max_queue_per_user=2
+    ) as engine:
         worker = engine.attach()
-        running = worker.submit("hello", max_tokens=200, ignore_eos=True)
+        running = worker.submit("hello", max_tokens=4000, ignore_eos=True)
         worker.wait(lambda: worker.answers[running].times)
         waiting = [worker.submit("hello", max_tokens=1) for _ in range(2)]
         over = worker.submit("hello", max_tokens=1)
@@ -269,7 +284,7 @@ def test_queue_bounds_refuse_with_the_right_code() -> None:
         assert failed.retry_after is not None
         worker.cancel(running)
         worker.finish([*waiting, other])
-        late = worker.submit("hello", max_tokens=250, ignore_eos=True, timeout_seconds=0.3)
+        late = worker.submit("hello", max_tokens=4000, ignore_eos=True, timeout_seconds=0.3)
         worker.finish([late])
         assert worker.answers[late].failed.code == "deadline_exceeded"  # type: ignore[union-attr]
         assert engine.ping().stats.running == 0  # type: ignore[union-attr]
@@ -278,19 +293,19 @@ def test_queue_bounds_refuse_with_the_right_code() -> None:
 # ------------------------------------------------------------------ leaving and dying
 
 
-def test_cancel_frees_the_slot_within_two_steps(engine: EngineUnderTest, worker: Worker) -> None:
+def test_cancel_makes_room_for_who_waits(engine: EngineUnderTest, worker: Worker) -> None:
     numbers = [worker.submit(f"Story {i}:", max_tokens=400, ignore_eos=True) for i in range(8)]
     worker.wait(lambda: all(worker.answers[n].times for n in numbers))
     late = worker.submit("Another:", max_tokens=1)
-    before = engine.ping().stats
     worker.cancel(numbers[0])
     worker.finish([late], timeout=60)
-    after = engine.ping().stats
-    assert before is not None
-    assert after is not None
+    assert 0 not in worker.answers[numbers[0]].finishes
     for number in numbers[1:]:
         worker.cancel(number)
-    worker.wait(lambda: engine.ping().stats.running == 0 or not worker.take(0.2), 30)  # type: ignore[union-attr]
+    deadline = time.monotonic() + 20
+    while engine.ping().stats.running and time.monotonic() < deadline:  # type: ignore[union-attr]
+        pass
+    assert engine.ping().stats.running == 0  # type: ignore[union-attr]
 
 
 def test_a_killed_worker_frees_everything_it_had(engine: EngineUnderTest, worker: Worker) -> None:
@@ -329,14 +344,20 @@ HOSTILE = [
     b"\x05\x00\x00\x00\x03hello",  # descriptors announced that never came
     b"\x01\x00\x00\x00\x00\xc1",  # not msgpack
     bytes(encode_frame({"type": "start", "request": 1, "sampling": {"temperature": 99.0}, "max_tokens": 1})),
-    bytes(encode_frame({"type": "prepare", "request": -1, "principal": b"x", "prompt": {"type": "text", "text": "a"}})),
+    bytes(
+        encode_frame(
+            {"type": "prepare", "request": -1, "principal": b"x", "prompt": {"type": "text", "text": "a"}}
+        )
+    ),
     bytes(encode_frame({"type": "step", "events": []})),
     bytes(encode_frame({"type": "cancel", "request": 1, "extra": True})),
 ]
 
 
 @pytest.mark.parametrize("data", HOSTILE)
-def test_hostile_frames_cost_only_their_connection(engine: EngineUnderTest, worker: Worker, data: bytes) -> None:
+def test_hostile_frames_cost_only_their_connection(
+    engine: EngineUnderTest, worker: Worker, data: bytes
+) -> None:
     other = engine.attach()
     other.sock.sendall(data)
     with pytest.raises(ConnectionResetError):
