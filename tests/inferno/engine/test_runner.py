@@ -401,3 +401,17 @@ def test_sigterm_drains_and_a_lost_supervisor_ends_the_engine() -> None:
     with EngineUnderTest(demo_model(), slots=1, context_size=256) as engine:
         engine.control.close()
         assert engine.process.wait(20) == 0
+
+
+def test_flash_attention_is_exact_alone_and_in_company() -> None:
+    """A lone row over a long context is computed in another order by llama.cpp unless it has company."""
+    with EngineUnderTest(demo_model(), slots=4, context_size=512, flash_attention="on") as engine:
+        worker = engine.attach()
+        tokens = [(3000 + 41 * i) % 40000 for i in range(246)]
+        options = {"sampling": WARM, "seed": 4, "max_tokens": 24, "ignore_eos": True}
+        alone = worker.run(tokens, **options)
+        others = noise(worker, 2)
+        among = worker.submit(tokens, **options)
+        worker.finish([among, *others])
+        assert worker.answers[among].text == alone.text
+        assert worker.answers[among].usages[0].cached_tokens == 192
