@@ -1,7 +1,7 @@
 """How fast is the engine alone: decode tokens/s at 1, 4 and 16 sequences, beside llama-server in the same run.
 
 Measured: an engine process driven over its sockets (queue, sampling, text, messages; no HTTP), and a llama-server with
-the same file, threads, slots and context (`-np SLOTS -no-kvu`), driven over HTTP with streaming off. Both get the same
+the same file, threads, slots and context (`-np SLOTS -no-kvu`), driven over HTTP, streaming as ours does. Both get the same
 prompts as token ids, fresh for each round, ignore the end token and generate exactly N tokens. Pairs alternate; the
 figure is the median of the pairwise ratios. Not measured: our HTTP front, templates, tokenizing.
 
@@ -76,14 +76,18 @@ class Peer:
 
     def _one(self, tokens: list[int], num_tokens: int, temperature: float, seed: int) -> int:
         body = {"prompt": tokens, "n_predict": num_tokens, "ignore_eos": True, "temperature": temperature, "top_k": 0,
-                "top_p": 1.0, "min_p": 0.0, "seed": seed, "samplers": ["temperature"]}  # fmt: skip
+                "top_p": 1.0, "min_p": 0.0, "seed": seed, "stream": True, "samplers": ["temperature"]}  # fmt: skip
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/completion",
             json.dumps(body).encode(),
             {"content-type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=600) as answer:
-            return int(json.load(answer)["tokens_predicted"])
+            last = {}
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    last = json.loads(line[6:])
+            return int(last["tokens_predicted"])
 
     def run(self, prompts: list[list[int]], num_tokens: int, temperature: float) -> float:
         begin = time.perf_counter()

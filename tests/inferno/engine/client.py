@@ -42,6 +42,7 @@ from inferno.messages import (
     TokenPrompt,
     Usage,
 )
+from inferno.pool.process import ENGINE_DEFAULTS
 
 ALICE = b"alice-0000000000"
 BOB = b"bob-000000000000"
@@ -189,7 +190,7 @@ class EngineUnderTest:
 
     def __init__(self, path: Path | str, *, timeout: float = 120.0, **settings: Any) -> None:
         ours, theirs = socket.socketpair()
-        environment = {"LANG": "C.UTF-8"}
+        environment = {"LANG": "C.UTF-8", **ENGINE_DEFAULTS}
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-m", "inferno.engine.main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
