@@ -1,6 +1,6 @@
 """What does one front worker cost: requests/s of GET /v1/models, and CPU per streamed token?
 
-Measured: one worker process (uvloop, httptools, our HTTP edge, gate, limits, routes) over a fake engine; beside it, in
+Measured: one worker process (uvloop, httptools, our HTTP edge, gate, limits, text guards) over a fake engine; beside it, in
 the same run, uvicorn and Starlette with one trivial JSON route. wrk (16 connections, 1 thread) makes the load. CPU
 seconds of the server process are read from /proc, so `requests per CPU second` also means something on a busy machine.
 Streams: 16 at once through one connection each, tokens as fast as they come; the figure is the worker's CPU time per
@@ -158,6 +158,8 @@ def main() -> None:
         "max_requests_per_minute_per_ip": HIGH,
         "max_requests_per_hour_per_ip": HIGH,
         "max_tokens_per_minute": 1_000_000_000,
+        "input_validation_enabled": True,
+        "output_sanitization_enabled": True,
     }
     results: dict[str, list[tuple[float, float]]] = {
         "peer": [],
