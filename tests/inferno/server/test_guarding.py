@@ -118,7 +118,7 @@ def test_sec_117_lengths(guarded: WorkerUnderTest) -> None:
 
 def test_sec_118_nul_and_sec_115_lone_surrogates(guarded: WorkerUnderTest) -> None:
     for escape in ("\\u0000", "\\ud800"):
-        body = '{"messages":[{"role":"user","content":"a%sb"}]}' % escape
+        body = '{"messages":[{"role":"user","content":"a' + escape + 'b"}]}'
         headers = {"content-type": "application/json"}
         answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", content=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_text")
@@ -198,9 +198,10 @@ def test_the_servers_own_secrets_never_leave() -> None:
 
 
 class _Broken:
-    counts: dict[str, int] = {}
-    spans: list[tuple[int, int, str]] = []
-    decided = 0
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.spans: list[tuple[int, int, str]] = []
+        self.decided = 0
 
     def feed(self, text: str) -> str:
         raise ZeroDivisionError
