@@ -43,6 +43,6 @@ VOLUME /var/lib/inferno
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["/opt/inferno/bin/inferno", "doctor", "--health"]
+    CMD ["/opt/inferno/bin/inferno", "doctor", "--live"]
 ENTRYPOINT ["/opt/inferno/bin/inferno"]
 CMD ["serve"]

@@ -1,0 +1,145 @@
+"""Configuration, confinement, network and limits: each control of the security requirements with its effective value."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from .check import Check, Situation, passed
+
+MIN_LANDLOCK_KERNEL = "5.13"
+
+
+def configuration_checks(situation: Situation) -> Iterator[Check]:
+    """CFG: authentication, keys, guards, modes of the files that matter."""
+    loaded, security = situation.loaded, situation.loaded.settings.security
+    yield passed("config", "Configuration is valid", loaded.file or "defaults and environment only")
+    for name, title in (
+        ("auth_enabled", "Every call needs a credential"),
+        ("api_key_enabled", "API keys are accepted"),
+        ("input_validation_enabled", "Input is scanned"),
+        ("output_sanitization_enabled", "Output is redacted"),
+    ):
+        value = getattr(security, name)
+        if value:
+            yield passed(f"config.{name}", title, "on")
+        else:
+            verdict = "fail" if name == "auth_enabled" else "warn"
+            yield Check(f"config.{name}", title, "off", verdict, f"set [security] {name} = true")  # type: ignore[arg-type]
+    if loaded.not_built:
+        yield Check("config.not_built", "Every control is built", ", ".join(loaded.not_built), "fail", "upgrade")
+    for warning in loaded.warnings:
+        yield Check("config.warning", "Configuration warning", warning, "warn", "see docs/configuration.md")
+    yield from _modes(situation)
+
+
+def _modes(situation: Situation) -> Iterator[Check]:
+    data = situation.data
+    wanted: list[tuple[str, Path, int]] = [
+        ("data_dir", data.root, stat.S_IWGRP | stat.S_IWOTH),
+        ("secrets_file", data.secrets_file, stat.S_IRWXG | stat.S_IRWXO),
+        ("keys", data.keys, stat.S_IRWXG | stat.S_IRWXO),
+        *((f"key.{path.stem}", path, stat.S_IRWXG | stat.S_IRWXO) for path in sorted(data.keys.glob("*.key"))),
+        ("audit_dir", Path(situation.loaded.settings.security.audit_path).parent, stat.S_IRWXG | stat.S_IRWXO),
+    ]
+    if situation.loaded.file is not None:
+        wanted.append(("file", situation.loaded.file, stat.S_IWOTH))
+    for name, path, forbidden in wanted:
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError:
+            continue  # not made yet
+        if mode & forbidden:
+            fix = f"chmod {'700' if path.is_dir() else '600'} {path}"
+            yield Check(f"config.mode.{name}", f"Only the server's user touches {path}", f"{mode:04o}", "fail", fix)
+        else:
+            yield passed(f"config.mode.{name}", f"Only the server's user touches {path}", f"{mode:04o}")
+
+
+def sandbox_checks(situation: Situation) -> Iterator[Check]:
+    """BOX: what the kernel offers and what is asked of it."""
+    wanted = situation.loaded.settings.security.sandbox
+    if wanted == "off":
+        yield Check("sandbox", "Engines are confined", "off", "fail", '[security] sandbox = "required"')
+    elif wanted == "auto":
+        yield Check("sandbox", "Engines are confined", "auto: as far as the kernel can", "pass")
+    else:
+        yield passed("sandbox", "Engines are confined", "required")
+    abi = _landlock_abi()
+    if abi:
+        yield passed("sandbox.landlock", "Landlock", f"ABI {abi}")
+    else:
+        yield Check("sandbox.landlock", "Landlock", "not available", "warn", f"a kernel >= {MIN_LANDLOCK_KERNEL} with Landlock on")
+    actions = _read("/proc/sys/kernel/seccomp/actions_avail")
+    if actions and platform.machine() in {"x86_64", "aarch64"}:
+        yield passed("sandbox.seccomp", "System-call filters", f"available ({platform.machine()})")
+    else:
+        yield Check("sandbox.seccomp", "System-call filters", "not available", "warn", "Linux on x86-64 or arm64")
+    for model in (situation.status or {}).get("models", []):
+        missing = [name for name, value in model.get("sandbox", {}).items() if str(value).startswith("unavailable")]
+        id, title = f"sandbox.engine.{model['name']}", f"The engine of {model['name']} is confined"
+        if model.get("state") != "ready":
+            continue
+        if missing or not model.get("sandbox"):
+            yield Check(id, title, f"missing: {', '.join(missing) or 'everything'}", "warn", "see docs/sandbox.md")
+        else:
+            yield passed(id, title, ", ".join(f"{k} {v}" for k, v in model["sandbox"].items()))
+
+
+def _landlock_abi() -> int:
+    """As engine/sandbox.py asks it; commands may not load the engine's modules for more than that."""
+    from ..engine.sandbox import landlock_abi
+
+    return landlock_abi()
+
+
+def network_checks(situation: Situation) -> Iterator[Check]:
+    """NET: deadlines, sizes, hosts, origins, proxies."""
+    server, security = situation.loaded.settings.server, situation.loaded.settings.security
+    yield passed("network.tls_required", "TLS is required", "yes" if security.tls_required else "no")
+    yield passed("network.min_tls_version", "Oldest TLS version", security.min_tls_version)
+    yield passed(
+        "network.deadlines", "Deadlines",
+        f"headers {server.header_timeout_seconds:g} s, idle {server.idle_timeout_seconds:g} s, body 20 s + 1 s/16 KiB",
+    )  # fmt: skip
+    yield passed("network.sizes", "Sizes", f"body {server.max_body_bytes} bytes, headers 16 KiB, URL 8 KiB")
+    hosts = ", ".join(server.allowed_hosts) or "localhost, IP addresses, this machine's name"
+    if not server.allowed_hosts and not situation.is_loopback:
+        yield Check("network.allowed_hosts", "Accepted Host names", hosts, "warn", '[server] allowed_hosts = ["your.name"]')
+    else:
+        yield passed("network.allowed_hosts", "Accepted Host names", hosts)
+    yield passed("network.cors", "Browser origins", ", ".join(server.cors_origins) or "none")
+    yield passed("network.trusted_proxies", "Believed proxies", ", ".join(server.trusted_proxies) or "none")
+
+
+def limit_checks(situation: Situation) -> Iterator[Check]:
+    """What bounds one caller and all of them."""
+    server, security = situation.loaded.settings.server, situation.loaded.settings.security
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = server.max_connections + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        yield Check("limits.descriptors", "Open files suffice for max_connections", f"{soft}, {needed} needed", "warn",
+                    f"ulimit -n {needed} (systemd: LimitNOFILE)")  # fmt: skip
+    else:
+        yield passed("limits.descriptors", "Open files suffice for max_connections", soft)
+    yield passed("limits.connections", "Connections", f"{server.max_connections}, {server.max_connections_per_ip} per address")
+    yield passed("limits.concurrency", "Requests at once per account", security.max_concurrent_requests_per_user)
+    yield passed("limits.input", "Longest client string", f"{security.max_input_length} characters")
+    yield passed("limits.logins", "Logins per minute and address", security.max_logins_per_minute_per_ip)
+    yield passed("limits.store", "Limits are counted in", situation.loaded.settings.limits.url.split("@")[-1])
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
