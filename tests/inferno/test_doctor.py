@@ -11,7 +11,7 @@ from inferno.cli.doctor import doctor as command
 from inferno.doctor import checklist, machine, protection
 from inferno.doctor.check import Situation
 
-SECRET = "Zk3" + "q8Xw1vT6mB9yR4nL7cJ2hF5dG0sPaUeKi"  # noqa: S105
+SECRET = "Zk3" + "q8Xw1vT6mB9yR4nL7cJ2hF5dG0sPaUeKi"
 CHECKLIST = [  # the user's guide, line by line
     "checklist.jwt_secret", "checklist.admin_password", "checklist.tls", "checklist.rate_limits",
     "checklist.audit_log", "checklist.network_access", "checklist.dedicated_user", "checklist.updates",
