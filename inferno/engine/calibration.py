@@ -26,6 +26,8 @@ QUANTUM = 64
 _PROMPT = 256  # tokens behind which a decode step is measured
 _STEPS = 5
 _MAX_SLOTS = 8
+_BUDGET_SECONDS = 5.0  # for all of it; threads that wait for each other make a busy machine hundreds of times slower
+_ASSUMED_CHUNK_SECONDS, _ASSUMED_STEP_SECONDS = 0.05, 0.02  # corrected by what the running engine measures
 _log = logging.getLogger("inferno.engine")
 
 
@@ -36,9 +38,12 @@ class Calibration:
     threads: int
     chunk_seconds: float
     step_seconds: float
-    source: str  # "measured", "stored" or "settings"
+    source: str  # "measured", "stored", "settings" or "assumed"
 
     def as_dict(self) -> dict[str, Any]:
+        """Return what the next start may reuse; nothing when it was not measured."""
+        if self.source == "assumed":
+            return {}
         return {
             "version": VERSION,
             "flash_attention": self.flash_attention,
@@ -54,8 +59,12 @@ class Calibration:
         )
 
 
+class _TooSlow(Exception):
+    """The budget is used up: something else keeps the machine busy."""
+
+
 def calibrate(model: llama.Model, settings: EngineSettings, plan: Plan, threads: int) -> Calibration:
-    """Return the stored result where it still applies, else measure."""
+    """Return the stored result where it still applies, else measure, else assume when that takes too long."""
     stored = settings.calibration
     wanted = {"on": True, "off": False}.get(settings.flash_attention)
     if (
@@ -74,8 +83,16 @@ def calibrate(model: llama.Model, settings: EngineSettings, plan: Plan, threads:
     if settings.kv_cache_type not in (None, "f16", "bf16", "f32") and wanted is None:
         choices = [True]  # a quantized V cache needs flash attention
     results = []
+    deadline = time.perf_counter() + _BUDGET_SECONDS
     for flash in choices:
-        chunk, step = _measure(model, min(plan.slots, _MAX_SLOTS), quantum, threads, flash, settings)
+        try:
+            chunk, step = _measure(model, min(plan.slots, _MAX_SLOTS), quantum, threads, flash, settings, deadline)
+        except _TooSlow:
+            _log.warning("calibration: not done after %.0f s, the machine is busy; measured at the next start",
+                         _BUDGET_SECONDS)  # fmt: skip
+            return Calibration(
+                choices[0], quantum, threads, _ASSUMED_CHUNK_SECONDS, _ASSUMED_STEP_SECONDS, "assumed"
+            )
         # A typical request: 4 chunks and 64 steps. Flash attention must be clearly faster, for a lone row then costs two.
         results.append(((4 * chunk + 64 * step) * (1.1 if flash else 1.0), flash, chunk, step))
         _log.info("calibration: flash attention %s: chunk of %d tokens %.1f ms, step of %d rows %.1f ms",
@@ -85,9 +102,12 @@ def calibrate(model: llama.Model, settings: EngineSettings, plan: Plan, threads:
 
 
 def _measure(
-    model: llama.Model, slots: int, quantum: int, threads: int, flash: bool, settings: EngineSettings
+    model: llama.Model, slots: int, quantum: int, threads: int, flash: bool, settings: EngineSettings, deadline: float
 ) -> tuple[float, float]:
-    """Return seconds of the last chunk of a prompt and of a decode step of `slots` rows behind it."""
+    """Return seconds of the last chunk of a prompt and of a decode step of `slots` rows behind it.
+
+    Raises _TooSlow when `deadline` (perf_counter) passed.
+    """
     batcher = _open(model, slots, _PROMPT + 64, quantum, threads, flash, settings)
     num_tokens = batcher.vocab.n_tokens
     chunks = []
@@ -104,6 +124,7 @@ def _measure(
             begin = time.perf_counter()
             batcher.prefill(sequence)
             chunks.append(time.perf_counter() - begin)
+            _check(deadline)
         if not slot:
             state = batcher.snapshot(sequence)
         batcher.prefill(sequence)
@@ -112,9 +133,15 @@ def _measure(
         begin = time.perf_counter()
         batcher.decode()
         steps.append(time.perf_counter() - begin)
+        _check(deadline)
     for sequence in batcher.sequences:
         batcher.release(sequence)
     return statistics.median(chunks), statistics.median(steps)
+
+
+def _check(deadline: float) -> None:
+    if time.perf_counter() > deadline:
+        raise _TooSlow
 
 
 def _open(
