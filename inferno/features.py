@@ -37,7 +37,6 @@ FEATURES: dict[str, Feature] = {
 
 NOT_BUILT: frozenset[str] = frozenset(
     {
-        "security.sandbox",
         "limits.url",
         "telemetry.otlp_endpoint",
     }
