@@ -2,8 +2,9 @@
 
 Four conversations, each over a socketpair that the supervisor made (inferno.ipc carries the frames):
 
-    supervisor → engine   EngineSettings first, then AttachWorker (+ 1 descriptor), Ping, Drain, ClearPrefixes
-    engine → supervisor   LoadProgress, EngineReady | ModelRefused, Pong, LogLine
+    supervisor → engine   EngineSettings first, then AttachWorker (+ 1 descriptor), TemplateChild (+ 1), Ping, Drain,
+                          ClearPrefixes
+    engine → supervisor   LoadProgress, EngineReady | ModelRefused, TemplateWanted, Pong, LogLine
     front → engine        Prepare, Start, Drop, Cancel, Detokenize
     engine → front        EngineHello first, Prepared, Detokenized, Step (one per decode step), Failed
     supervisor → worker   WorkerSettings first, EngineUp (+ 1 descriptor), EngineGone, Reload, Ping, Drain, Answer
@@ -284,6 +285,12 @@ class AttachWorker(_Message, frozen=True, tag="attach_worker"):
     worker: U32
 
 
+class TemplateChild(_Message, frozen=True, tag="template_child"):
+    """The answer to TemplateWanted, with one descriptor: the socket to a new template child. Without one there is none."""
+
+    pid: U32 = 0
+
+
 class Ping(_Message, frozen=True, tag="ping"):
     serial: U64
 
@@ -345,8 +352,12 @@ class LogLine(_Message, frozen=True, tag="log"):
     text: Annotated[str, Meta(max_length=4096)]
 
 
-SupervisorToEngine = EngineSettings | AttachWorker | Ping | Drain | ClearPrefixes
-EngineToSupervisor = LoadProgress | EngineReady | ModelRefused | Pong | LogLine
+class TemplateWanted(_Message, frozen=True, tag="template_wanted"):
+    """The engine may start no program: give it a template child, in place of the one before. One TemplateChild follows."""
+
+
+SupervisorToEngine = EngineSettings | AttachWorker | TemplateChild | Ping | Drain | ClearPrefixes
+EngineToSupervisor = LoadProgress | EngineReady | ModelRefused | TemplateWanted | Pong | LogLine
 
 
 # ---------------------------------------------------------------- supervisor ↔ worker

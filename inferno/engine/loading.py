@@ -7,12 +7,13 @@ Engine process, before the first request.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ from .calibration import Calibration, calibrate
 from .costs import CostModel
 from .memory import NoMemory, Plan, Shape, available_bytes, make_plan
 from .prompts import PromptBuilder
-from .sandbox import confine
+from .sandbox import SandboxError, confine
 from .source import ModelSource
-from .templates import RENDER_LIMITS, TemplateProcess
+from .template_spawn import Spawn
+from .templates import RENDER_LIMITS, TemplateProcess, TemplateUnavailable
 from .verification import open_verified
 
 SAMPLER_VERSION = 2  # a change of it may change sampled bytes
 _log = logging.getLogger("inferno.engine")
 _DIGEST_PIECES, _DIGEST_PIECE_BYTES = 64, 64 << 10
+MAX_DESCRIPTORS = 1024  # of a locked engine: front workers and their like
+_DEVICE_FILES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
 _APPROXIMATE = ("F32", "F16", "BF16")  # rows of these differ by their company
 
 
@@ -58,8 +62,17 @@ class Loaded:
     source: ModelSource
 
 
-def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
-    """Do all of it; `report` sends LoadProgress. Raises Refused."""
+def load(
+    settings: EngineSettings,
+    report: Callable[[Any], None],
+    *,
+    spawn: Spawn | None = None,
+    keep: Sequence[int] = (),
+) -> Loaded:
+    """Do all of it; `report` sends LoadProgress, `spawn` gives template children. Raises Refused.
+
+    `keep`: descriptors that stay open beside the model's and the template child's when the process is locked.
+    """
     try:
         source, verdict = open_verified(
             settings.paths,
@@ -78,10 +91,17 @@ def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
     try:
         library = llama.load_library()
         _check_block_sizes()
-        template = _start_template(facts, settings)
-        force = _confine(settings)
+        template = _start_template(facts, settings, spawn)
+        created = _newest(settings.paths)
+        # What files say is read before the lock: a copy's bytes are taken from what is free already.
+        available = available_bytes() + (source.size_bytes if source.mode == "copy" else 0)
+        force = _confine(settings, source, template, library, keep)
         model = _load_weights(source, settings, report)
         source.recheck()
+    except SandboxError as error:
+        raise Refused("sandbox-unavailable", str(error)) from None
+    except TemplateUnavailable as error:
+        raise Refused("template-unchecked", error.message) from None
     except (llama.LlamaError, OSError) as error:
         raise Refused("load-failed", str(error)) from None
     except GgufError as error:
@@ -100,7 +120,7 @@ def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
             ubatch=max(quantum + 1, (settings.slots or 8) + 1),
             extra_sequences=1 if settings.flash_attention == "on" else 0,
             prefix_bytes=settings.prefix_cache_mb << 20,
-            available=available_bytes() + model.size_bytes,
+            available=available,
             weights_resident=0,
         )
         threads = settings.threads or _num_cpus()
@@ -114,7 +134,7 @@ def load(settings: EngineSettings, report: Callable[[Any], None]) -> Loaded:
         raise Refused("load-failed", str(error) or "out of memory") from None
     costs = CostModel(settings.target_itl_ms / 1000, chosen.chunk_seconds)
     prompts = PromptBuilder(batcher.vocab, template)
-    info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source)
+    info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source, created)
     return Loaded(batcher, prompts, template, costs, info, chosen.as_dict(), source)
 
 
@@ -123,7 +143,12 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_template(facts: Facts, settings: EngineSettings) -> TemplateProcess | None:
+def _newest(paths: Sequence[str]) -> int:
+    """When the latest of the files was changed."""
+    return max((max(0, int(Path(path).stat().st_mtime)) for path in paths), default=0)
+
+
+def _start_template(facts: Facts, settings: EngineSettings, spawn: Spawn | None) -> TemplateProcess | None:
     source = facts.chat_templates.get("default") or next(iter(facts.chat_templates.values()), None)
     if source is None:
         return None
@@ -133,7 +158,7 @@ def _start_template(facts: Facts, settings: EngineSettings) -> TemplateProcess |
         wall_seconds=max(10.0, 5 * settings.template_timeout_seconds),
         sandbox=settings.sandbox,
     )
-    process = TemplateProcess(source, special_texts=facts.special_texts, limits=limits)
+    process = TemplateProcess(source, special_texts=facts.special_texts, limits=limits, spawn=spawn)
     process.start()
     return process
 
@@ -145,13 +170,55 @@ def _check_block_sizes() -> None:
     check_block_sizes(binding._lib)
 
 
-def _confine(settings: EngineSettings) -> dict[str, str]:
+def _confine(
+    settings: EngineSettings,
+    source: ModelSource,
+    template: TemplateProcess | None,
+    library: llama.Library,
+    keep: Sequence[int],
+) -> dict[str, str]:
     """The one place where this process is locked: after libraries and backends, before the model is parsed.
 
-    The system-call filter and Landlock wait for a way to replace a template child from inside of them.
+    Returns what is in force, the template child's part too. Raises SandboxError.
     """
     os.umask(0o077)
-    return confine("engine", mode="off")
+    descriptors = [*keep, *source.fds]
+    if template is not None:
+        descriptors += template.descriptors
+    force = confine(
+        "engine",
+        mode=settings.sandbox,
+        # A copy in memory is no file that Landlock knows: it is opened again only through our own descriptor.
+        readable=[] if source.mode == "copy" else source.paths,
+        devices=_device_files(library) if settings.gpu_layers else [],
+        keep_descriptors=descriptors,
+        limits={"CORE": 0, "FSIZE": 0, "NOFILE": MAX_DESCRIPTORS},
+    )
+    threads = _num_threads()
+    if (
+        threads > 1 and settings.sandbox != "off"
+    ):  # Landlock holds for the thread that asked, and those that it starts
+        if settings.sandbox == "required":
+            raise SandboxError(f'sandbox = "required", but {threads} threads run before the lock')
+        force["threads"] = f"unavailable: {threads} run before the lock"
+    if template is not None:
+        force |= {f"template_{name}": value for name, value in template.sandbox.items()}
+    return force
+
+
+def _num_threads() -> int:
+    """Threads of this process, 1 where the system does not say. /proc is closed by now: it is asked through stat."""
+    try:
+        return max(1, os.stat("/proc/self/task").st_nlink - 2)
+    except OSError:
+        return 1
+
+
+def _device_files(library: llama.Library) -> list[str]:
+    """GPU device files that exist here, when the library found a GPU."""
+    if not any(kind in (1, 2) for _, _, kind, _, _ in library.devices()):
+        return []
+    return sorted(path for pattern in _DEVICE_FILES for path in glob.glob(pattern))
 
 
 def _load_weights(
@@ -199,6 +266,7 @@ def _describe(
     chosen: Calibration,
     force: dict[str, str],
     source: ModelSource,
+    created: int,
 ) -> ModelInfo:
     devices = library.devices()
     accelerators = [name for name, _, kind, _, _ in devices if kind in (1, 2)]
@@ -215,7 +283,6 @@ def _describe(
         str(SAMPLER_VERSION),
     ])  # fmt: skip
     fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16] + ("" if exact else "-approx")
-    created = int(max(Path(path).stat().st_mtime for path in settings.paths)) if settings.paths else 0
     return ModelInfo(
         name=settings.name,
         context_size=plan.context_size,
@@ -223,7 +290,7 @@ def _describe(
         vocab_size=model.vocab.n_tokens,
         fingerprint=fingerprint,
         has_chat_template=bool(facts.chat_templates),
-        created=max(created, 0),
+        created=created,
         architecture=facts.architecture or "",
         parameters=model.n_params,
         quantization=quantization,

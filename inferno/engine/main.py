@@ -36,12 +36,14 @@ from ..messages import (
     Ping,
     Pong,
     SupervisorToEngine,
+    TemplateChild,
     TextPrompt,
 )
 from .connections import ConnectionLoop
 from .loading import Loaded, Refused, load
 from .prefixes import PrefixStore
 from .runner import Runner
+from .template_spawn import SuppliedChildren
 
 STUCK_SECONDS = 60.0  # one llama_decode of a large model on a slow machine may take long
 DRAIN_SECONDS = 30.0  # after SIGTERM without a Drain message
@@ -89,14 +91,15 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(
         handlers=[_ControlHandler(channel)], level=settings.log_level.upper(), format="%(message)s"
     )
+    children = SuppliedChildren(channel)
     try:
-        loaded = load(settings, channel.send)
+        loaded = load(settings, channel.send, spawn=children.spawn, keep=[channel.fileno()])
     except Refused as refusal:
         _tell_library_log()
         channel.send(refusal.message)
         return 1
     try:
-        return Engine(settings, loaded, channel).serve()
+        return Engine(settings, loaded, channel, children).serve()
     finally:
         if loaded.template is not None:
             loaded.template.close()
@@ -105,8 +108,11 @@ def main(arguments: list[str]) -> int:
 class Engine:
     """A loaded model and the threads that serve it."""
 
-    def __init__(self, settings: EngineSettings, loaded: Loaded, channel: BlockingChannel) -> None:
+    def __init__(
+        self, settings: EngineSettings, loaded: Loaded, channel: BlockingChannel, children: SuppliedChildren
+    ) -> None:
         self._channel = channel
+        self._children = children
         self._loaded = loaded
         self._settings = settings
         self._store = PrefixStore(
@@ -138,6 +144,8 @@ class Engine:
         threading.Thread(target=self._run_steps, name="inferno-steps", daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_: self._runner.drain(DRAIN_SECONDS))
         self._channel.send(EngineReady(model=self._loaded.info, calibration=self._loaded.calibration))
+        for message, descriptors in self._children.serve_begins():
+            self._on_control(message, descriptors)
         try:
             while (received := self._channel.receive()) is not None:
                 self._on_control(received[0], received[1])
@@ -153,6 +161,9 @@ class Engine:
             case AttachWorker() if len(descriptors) == 1:
                 hello = EngineHello(version=PROTOCOL_VERSION, model=self._loaded.info)
                 self._connections.add(socket.socket(fileno=descriptors[0]), message.worker, hello)
+                return
+            case TemplateChild():
+                self._children.supply(message, descriptors)
                 return
             case Ping():
                 if self._runner.stuck_seconds() < STUCK_SECONDS:

@@ -1,26 +1,22 @@
-"""The engine's side of the template child: start it, ask it, replace it.
+"""The engine's side of the template child: have it started, ask it, have it replaced.
 
-Owns the child's life and the translation of its answers into errors. Nothing here touches Jinja: a template is a string
-that is sent away. Runs in the engine and in commands.
+Owns the connection and the translation of its answers into errors; who starts the program is template_spawn's matter.
+Nothing here touches Jinja: a template is a string that is sent away. Runs in the engine and in commands.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from ..errors import EngineError
+from .template_spawn import Spawn, Spawned, program
 from .template_wire import (
     Check,
     Done,
@@ -39,7 +35,6 @@ from .template_wire import (
 
 START_SECONDS = 30.0
 GRACE_SECONDS = 5.0
-END_SECONDS = 5.0
 RENDER_LIMITS = Limits()
 
 
@@ -76,21 +71,6 @@ _ERRORS: dict[str, type[TemplateError]] = {
 }
 
 
-class _Child(NamedTuple):
-    """A template child that runs, and our end of its socket."""
-
-    process: subprocess.Popen[bytes]
-    socket: socket.socket
-
-    def end(self) -> None:
-        """Kill and reap it. A confined engine may do neither: then the closed socket ends the child."""
-        self.socket.close()
-        with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
-
-
 class TemplateProcess:
     """A template child with, usually, one template. Safe for several threads; requests are answered one at a time."""
 
@@ -100,23 +80,21 @@ class TemplateProcess:
         *,
         special_texts: Mapping[str, str] | None = None,
         limits: Limits = RENDER_LIMITS,
-        spares: int = 0,
         executable: str = sys.executable,
+        spawn: Spawn | None = None,
     ) -> None:
         """`special_texts`: name → text of special tokens ("bos", "eos", …); the template sees them as `bos_token` …
 
-        `spares`: children started beforehand, for a process that will not be allowed to start programs later; they are
-        used when the child itself dies (at a limit only its worker does, and is replaced from inside).
+        `spawn` starts a child; without it this process starts `executable`. It is asked again when the child itself
+        dies (at a limit only the child's worker does, and is replaced from inside).
         """
         self.template = template
         self._tokens = {f"{name}_token": text for name, text in (special_texts or {}).items()}
         self._limits = limits
-        self._executable = executable
+        self._spawn = spawn or program(executable)
         self.sandbox: dict[str, str] = {}  # what the child says is in force, once it runs
         self._lock = threading.Lock()
-        self._num_spares = spares
-        self._spares: list[_Child] = []
-        self._child: _Child | None = None
+        self._child: Spawned | None = None
 
     def __enter__(self) -> TemplateProcess:
         self.start()
@@ -130,24 +108,25 @@ class TemplateProcess:
     @property
     def pid(self) -> int | None:
         """Process id of the child, None while there is none."""
-        return None if self._child is None else self._child.process.pid
+        return None if self._child is None else self._child.pid
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What a process that locks itself must leave open."""
+        return [] if self._child is None else [self._child.socket.fileno()]
 
     def start(self) -> None:
-        """Start the child and the spares and wait until they are ready; nothing happens if they run."""
+        """Start the child and wait until it is ready; nothing happens if it runs."""
         with self._lock:
             if self._child is None:
                 self._child = self._launch()
-                while len(self._spares) < self._num_spares:
-                    self._spares.append(self._launch())
 
     def close(self) -> None:
-        """End the child and the spares. Idempotent."""
+        """End the child. Idempotent."""
         with self._lock:
-            for child in (self._child, *self._spares):
-                if child is not None:
-                    child.end()
-            self._child = None
-            self._spares.clear()
+            child, self._child = self._child, None
+            if child is not None:
+                child.end()
 
     def render(
         self,
@@ -184,7 +163,9 @@ class TemplateProcess:
             payload = encode(request)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise TemplateError("error", f"the conversation cannot be sent: {type(error).__name__}") from None
-        child = self._child or self._replace()
+        if self._child is None:
+            self._child = self._launch()
+        child = self._child
         try:
             send_frame(child.socket, payload)
             deadline = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
@@ -194,41 +175,17 @@ class TemplateProcess:
             self._child = None
             return Failed("crashed", "the template process did not answer")
 
-    def _replace(self) -> _Child:
-        try:
-            self._child = self._launch()
-        except TemplateUnavailable:
-            if not self._spares:
-                raise
-            self._child = self._spares.pop()
-        return self._child
-
-    def _launch(self) -> _Child:
+    def _launch(self) -> Spawned:
         """Start a child and wait until it is ready. Raises TemplateUnavailable."""
-        ours, theirs = socket.socketpair()
         try:
-            process = subprocess.Popen(
-                [self._executable, "-I", "-m", "inferno.engine.template_child", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                close_fds=True,
-                env={"LANG": "C.UTF-8"},
-                cwd="/",
-                start_new_session=True,
-            )
+            child = self._spawn()
         except OSError as error:
-            ours.close()
             raise TemplateUnavailable(
-                "crashed", f"the template process cannot be started: {error.strerror}"
+                "crashed", f"the template process cannot be started: {error.strerror or error}"
             ) from None
-        finally:
-            theirs.close()
-        child = _Child(process, ours)
         try:
-            send_frame(ours, encode(self._limits))
-            reply = decode_reply(receive_frame(ours, time.monotonic() + START_SECONDS))
+            send_frame(child.socket, encode(self._limits))
+            reply = decode_reply(receive_frame(child.socket, time.monotonic() + START_SECONDS))
         except WireError as error:
             child.end()
             raise TemplateUnavailable("crashed", f"the template process did not start: {error}") from None

@@ -36,9 +36,12 @@ from ..messages import (
     ModelRefused,
     Pong,
     SupervisorToEngine,
+    TemplateChild,
+    TemplateWanted,
 )
 from .backoff import Backoff
 from .process import ENGINE_DEFAULTS, Child, Timing, child_environment, spawn
+from .template_process import TemplateSupply
 from .worker_process import WorkerProcess
 
 State = Literal["unloaded", "loading", "ready", "restarting", "refused"]
@@ -89,6 +92,8 @@ class EngineProcess:
         self._timing = timing or Timing()
         self._clock = clock
         self._child: Child | None = None
+        self._template = TemplateSupply(settings.name)
+        self._supplying: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._refusal: ModelRefused | None = None
@@ -218,6 +223,25 @@ class EngineProcess:
         finally:
             ping.cancel()
             self._child = None
+            if self._supplying is not None:
+                self._supplying.cancel()
+                await asyncio.wait({self._supplying})
+            await self._template.end()
+
+    def _supply_template(self, child: Child) -> None:
+        """Answer TemplateWanted; one at a time, an engine that asks twice gets one answer."""
+        if self._supplying is None or self._supplying.done():
+            self._supplying = asyncio.get_running_loop().create_task(self._give_template(child))
+
+    async def _give_template(self, child: Child) -> None:
+        try:
+            pid, engine_end = await self._template.replace()
+        except OSError as error:
+            _log.error("engine %s: no template child: %s", self.name, error.strerror)
+            child.send(TemplateChild())
+            return
+        with engine_end:
+            child.send(TemplateChild(pid=pid), [engine_end.fileno()])
 
     def _count_crash(self, status: int, was_ready: bool) -> None:
         self.num_restarts += 1
@@ -267,6 +291,8 @@ class EngineProcess:
             case Pong():
                 self.stats = message.stats or self.stats
                 self._host.engine_changed(self)
+            case TemplateWanted():
+                self._supply_template(child)
             case LogLine():
                 self._logged(_LEVELS[message.level], message.text)
             case LoadProgress():

@@ -29,7 +29,8 @@ _ALLOWED_PREFIXES = ("CUDA_", "HIP_", "GGML_", "ROCR_", "HSA_", "NVIDIA_", "VK_"
 # libgomp's threads spin for about 10 ms at a barrier before they sleep. Where other processes want the cores too (our
 # own workers do), the thread that all wait for is then not running: on a loaded machine of two cores, prefill with two
 # threads took 4 to 9 times as long as with this. An operator's own value wins.
-ENGINE_DEFAULTS = {"GOMP_SPINCOUNT": "1000"}
+# numpy's BLAS starts threads when it is imported, which an engine never uses and which Landlock would not hold.
+ENGINE_DEFAULTS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_NUM_THREADS": "1"}
 MAX_OUTPUT_LINE = 2000  # bytes of one line that a child prints
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inferno.engine.template_spawn import Spawned, program
 from inferno.ipc import BlockingChannel
 from inferno.messages import (
     MAX_CONTROL_FRAME,
@@ -37,6 +38,8 @@ from inferno.messages import (
     Sampling,
     Start,
     Step,
+    TemplateChild,
+    TemplateWanted,
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
@@ -207,6 +210,7 @@ class EngineUnderTest:
         self._workers = 0
         self._attached: list[Worker] = []
         self._serial = 0
+        self.children: list[Spawned] = []
         options: dict[str, Any] = {
             "slots": 4,
             "context_size": 512,
@@ -223,13 +227,13 @@ class EngineUnderTest:
                     self.ready = message
                 case ModelRefused():
                     self.process.wait(10)
-                    self.control.close()
+                    self.close()
                     raise EngineFailed(message)
                 case LogLine():
                     self.log.append(message)
                 case None:
                     self.process.wait(10)
-                    self.control.close()
+                    self.close()
                     raise EngineFailed(None)
                 case _:
                     self.progress.append(message.stage)
@@ -240,7 +244,19 @@ class EngineUnderTest:
             if not ready:
                 raise TimeoutError("the engine says nothing")
         received = self.control.receive()
+        if received is not None and isinstance(received[0], TemplateWanted):
+            self._supply_template()
+            return self.receive(timeout)
         return None if received is None else received[0]
+
+    def _supply_template(self) -> None:
+        """Start a template child as the supervisor does, in place of the one before."""
+        for child in self.children:
+            child.end()
+        child = program(sys.executable)()
+        self.children = [child]
+        self.control.send(TemplateChild(pid=child.pid), [child.socket.fileno()])
+        child.socket.close()
 
     def attach(self) -> Worker:
         ours, theirs = socket.socketpair()
@@ -276,6 +292,8 @@ class EngineUnderTest:
         except ProcessLookupError:
             pass
         self.process.wait(10)
+        for child in self.children:
+            child.end()
 
     def __enter__(self) -> EngineUnderTest:
         return self

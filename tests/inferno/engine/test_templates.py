@@ -10,6 +10,7 @@ import pytest
 from inferno_native.gguf_report import GgufError
 
 from inferno.engine.template_check import TRIAL_LIMITS, check_template, check_templates
+from inferno.engine.template_spawn import Spawned, program
 from inferno.engine.template_wire import Limits
 from inferno.engine.templates import (
     TemplateError,
@@ -24,7 +25,9 @@ CHATML = (
     "{%- endfor %}\n{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
 )
 TALK = [{"role": "user", "content": "hi"}]
-SHORT = Limits(sandbox="auto", cpu_seconds=1, wall_seconds=6.0, memory_bytes=256 << 20, max_output_bytes=1 << 16)
+SHORT = Limits(
+    sandbox="auto", cpu_seconds=1, wall_seconds=6.0, memory_bytes=256 << 20, max_output_bytes=1 << 16
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,10 @@ def test_renders_like_transformers(process: TemplateProcess) -> None:
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "hi!"),
         ("{{ strftime_now('%Y') | length }}", "4"),
         ("{% if enable_thinking is defined and enable_thinking is false %}off{% else %}on{% endif %}", "on"),
-        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
+        (
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "1",
+        ),
         ("a {#- c -#} b\n    {% if true %}\nc\n    {% endif %}\nd", "ab\nc\nd"),
     ],
 )
@@ -77,7 +83,9 @@ def test_everything_is_loaded_before_the_lock(process: TemplateProcess) -> None:
         pytest.skip(f"no Landlock here: {process.sandbox['landlock']}")
     assert render(process, "{{ {'a': [1, 'é']} | pprint }}") == "{'a': [1, 'é']}"
     assert len(render(process, "{{ lipsum(1) }}")) > 20
-    assert render(process, "{{ [3] | random }}{{ '%05.1f' | format(2) }}{{ 'http://a.test' | urlize | striptags }}")
+    assert render(
+        process, "{{ [3] | random }}{{ '%05.1f' | format(2) }}{{ 'http://a.test' | urlize | striptags }}"
+    )
     assert render(process, "{{ 'a,b'.encode('utf-16') | length }}") == "8"
     with pytest.raises(TemplateError, match="unexpected"):
         render(process, "{{ 1 + }}")
@@ -89,7 +97,9 @@ def test_named_booleans_reach_the_template(process: TemplateProcess) -> None:
     assert render(process, template, enable_thinking=False) == "off"
 
 
-@pytest.mark.parametrize("text", ["\x01\x02\x1b[0m", "\ue000a\U0010fffd", "{{ 7 * 7 }}{% raw %}", "a\r\nb\u2028", ""])
+@pytest.mark.parametrize(
+    "text", ["\x01\x02\x1b[0m", "\ue000a\U0010fffd", "{{ 7 * 7 }}{% raw %}", "a\r\nb\u2028", ""]
+)
 def test_client_text_passes_unchanged(process: TemplateProcess, text: str) -> None:
     process.template = "{{ messages[0].content }}"
     assert process.render([{"role": "user", "content": text}]) == text
@@ -114,7 +124,10 @@ def test_an_undefined_value_is_an_error_of_the_template(process: TemplateProcess
         ("{{ 'A' * 10000000000 }}", {"memory"}),
         ("{{ 'ab' | center(2000000000) }}", {"memory"}),
         ("{{ '{:>2000000000}'.format(1) }}", {"memory"}),
-        ("{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}", {"memory"}),
+        (
+            "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+            {"memory"},
+        ),
         ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(0) }}", {"loop"}),
         ("{{ 7 ** (9 ** 9) }}", {"loop", "memory"}),
     ],
@@ -146,25 +159,25 @@ def test_a_killed_child_is_replaced(process: TemplateProcess) -> None:
     assert process.pid != child
 
 
-def test_spares_serve_where_no_program_may_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    with TemplateProcess(CHATML, limits=SHORT, spares=1) as process:
-        first = process.pid
+def test_a_dead_child_is_replaced_through_who_starts_it() -> None:
+    start, started = program(sys.executable), []
 
-        def refused(*arguments: object, **options: object) -> None:
+    def spawn() -> Spawned:
+        if len(started) == 2:
             raise PermissionError(1, "Operation not permitted")
+        started.append(start())
+        return started[-1]
 
-        monkeypatch.setattr(subprocess, "Popen", refused)
+    with TemplateProcess(CHATML, limits=SHORT, spawn=spawn) as process:
         for is_last in (False, True):
-            assert process.pid is not None
-            os.killpg(process.pid, 9)
+            os.killpg(started[-1].pid, 9)
             with pytest.raises(TemplateLimit):
                 process.render(TALK)
             if not is_last:
                 assert process.render(TALK)
-                assert process.pid != first
+                assert process.pid == started[1].pid
         with pytest.raises(TemplateUnavailable):
             process.render(TALK)
-        monkeypatch.undo()
 
 
 def test_a_child_that_cannot_start_is_a_typed_error(tmp_path: Path) -> None:
@@ -207,7 +220,10 @@ def test_the_child_has_no_environment_no_descriptors_and_no_model_library() -> N
         ("{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "template-too-complex"),
         ("x" * (256 * 1024 + 1), "template-too-long"),
         ("{% for m in range(10 ** 9) %}{% endfor %}", "template-unbounded-loop"),
-        ("{% for i in range(99999) %}long enough text to fill the output{% endfor %}", "template-unbounded-loop"),
+        (
+            "{% for i in range(99999) %}long enough text to fill the output{% endfor %}",
+            "template-unbounded-loop",
+        ),
         ("{{ 'a' * 3000000 }}", "template-memory-bomb"),
     ],
 )
