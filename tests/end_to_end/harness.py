@@ -71,6 +71,7 @@ class RunningServer:
             self.arguments += ["--model", f"demo={model}"]
         self.arguments += arguments
         self.process: subprocess.Popen[bytes] | None = None
+        self.clients: list[openai.OpenAI] = []  # closed with the server
 
     def start(self, *, ready: bool = True) -> RunningServer:
         with self.log.open("ab") as sink:
@@ -101,6 +102,8 @@ class RunningServer:
         """Signal the supervisor, wait, and return its exit code; nothing of it may be left running."""
         if self.process is None:
             raise AssertionError("not started")
+        for client in self.clients:
+            client.close()
         family = children(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -144,7 +147,9 @@ class RunningServer:
         return result
 
     def client(self, key: str, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120, **options)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120, **options)
+        self.clients.append(client)
+        return client
 
     def async_client(self, key: str, **options: Any) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300, **options)
