@@ -19,7 +19,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 Examples:
   inferno doctor                                 every check, with what to do
   inferno doctor --config /etc/inferno/config.toml --json
-  inferno doctor --live                          only: does the server of this configuration answer? (health checks)
+  inferno doctor --live                          does the server answer? (health checks)
 """
 )
 @config_option
