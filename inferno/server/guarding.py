@@ -130,10 +130,13 @@ class Guards:
         """Refuse the part of a URL behind the question mark in which something is found. Raises ApiError."""
         if self._screener is None or not query:
             return
-        verdict = self._screener.url_value("query", query.decode("latin-1"))
-        if verdict.findings:
-            self._events.screened(context, verdict.categories, verdict.action)
-        verdict.raise_if_refused()
+        # Names and values one by one: `user=` in front of a value is the form of a query, and no finding.
+        for part in query.decode("latin-1").split("&"):
+            for text in part.split("=", 1):
+                verdict = self._screener.url_value("query", text)
+                if verdict.findings:
+                    self._events.screened(context, verdict.categories, verdict.action)
+                verdict.raise_if_refused()
 
     def identifiers(self, context: Context, values: Iterable[tuple[str, str]]) -> None:
         """Refuse (param, value) pairs that can be no names. Raises ApiError."""

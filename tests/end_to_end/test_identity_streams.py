@@ -124,7 +124,7 @@ def test_usage_is_exact_by_key_user_and_model_and_after_kill_9(tmp_path):
             wanted[keys[0]["id"]][place] += value
         server.start()
         assert eventually(lambda: counted() == wanted)
-        assert admin("GET", f"/api/v1/usage?user={user['id']}&key={keys[1]['id']}").json()["data"][0]["requests"] == 5
+        assert admin("GET", f"/api/v1/usage?user={user['id']}&key_id={keys[1]['id']}").json()["data"][0]["requests"] == 5
     finally:
         server.stop()
 

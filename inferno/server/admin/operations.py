@@ -60,7 +60,7 @@ class OperationRoutes:
     # ------------------------------------------------------------ usage
 
     async def usage(self, request: Request) -> Reply:
-        parameters = query(request, "limit", "after", "since", "until", "key", "model", "user")
+        parameters = query(request, "limit", "after", "since", "until", "key_id", "model", "user")
         principal = request.principal
         account: str | None = principal.id
         if "manage_users" in principal.permissions:
@@ -72,7 +72,7 @@ class OperationRoutes:
         rows = await usage.report(
             self._identity.store,
             account_id=account,
-            key_id=parameters.get("key"),
+            key_id=parameters.get("key_id"),
             model=parameters.get("model"),
             since=parameters.get("since", ""),
             until=parameters.get("until", "9999-99-99"),
