@@ -97,13 +97,13 @@ def inferno(model: Path, *, slots: int, context_size: int, threads: int, workers
         log = Path(folder) / "server.log"
         serve = [*command, "serve", "--config", str(config), "--model", f"bench={model}"]
         url = f"http://127.0.0.1:{port}"
-        made = subprocess.run(
-            [*command, "keys", "create", "--config", str(config), "--name", "bench", "--json"],
-            check=True, capture_output=True, env={**os.environ, **environment},
-        )  # fmt: skip
-        key = json.loads(made.stdout)["key"]
-        with _running("inferno", serve, url, "/readyz", (f"Authorization: Bearer {key}",), environment, log) as server:
-            yield server
+        with _running("inferno", serve, url, "/readyz", (), environment, log) as server:
+            made = subprocess.run(
+                [*command, "keys", "create", "--config", str(config), "--name", "bench", "--json"],
+                check=True, capture_output=True, env={**os.environ, **environment},
+            )  # fmt: skip
+            key = json.loads(made.stdout)["key"]
+            yield server._replace(headers=(f"Authorization: Bearer {key}",))
 
 
 def peer_binary() -> str:
