@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
 CASES = DATA / "cases"
+# Taken out of the environment: the programs under test refuse INFERNO_ variables that they do not know.
+FAIL_ON_SKIP = os.environ.pop("INFERNO_FAIL_ON_SKIP", "") == "1"
 SHARED = Path(os.environ.get("INFERNO_TEST_DATA", ROOT.parent / "shared"))
 
 
@@ -22,7 +24,7 @@ def shared(relative: str) -> Path:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With INFERNO_FAIL_ON_SKIP=1 (CI), a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("INFERNO_FAIL_ON_SKIP") == "1" and reporter is not None and reporter.stats.get("skipped"):
+    if FAIL_ON_SKIP and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -34,5 +36,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{len(absent)} tests skipped because test data is absent: set INFERNO_TEST_DATA, run `make env`."
         )
-    elif skipped and os.environ.get("INFERNO_FAIL_ON_SKIP") == "1":
+    elif skipped and FAIL_ON_SKIP:
         terminalreporter.write_line(f"{len(skipped)} tests skipped; INFERNO_FAIL_ON_SKIP=1 counts that as a failure.")
