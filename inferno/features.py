@@ -37,7 +37,6 @@ FEATURES: dict[str, Feature] = {
 
 NOT_BUILT: frozenset[str] = frozenset(
     {
-        "limits.url",
         "telemetry.otlp_endpoint",
     }
 )

@@ -110,6 +110,10 @@ def table_maker(settings: Settings, epochs: EpochsTable | None) -> Callable[[], 
             tables[EPOCHS] = epochs
         if settings.security.rate_limiting_enabled and settings.limits.url == "shm:":
             tables["buckets"] = BucketsTable(settings.server.workers)
+        if settings.limits.url != "shm:":
+            from ..storage import redis_owners  # an extra: imported only where it is configured
+
+            tables[redis_owners.TABLE_NAME] = redis_owners.RedisOwners(settings.limits.url, FAMILIES)
         return tables
 
     return make

@@ -25,6 +25,7 @@ from .services import Services
 
 PUBLIC = Policy(public=True)
 HEALTH = Policy(public=True, buckets=False)
+METRICS_PATH = "/metrics"
 INFERENCE = Policy(permissions=("run_inference",))
 READ_MODELS = Policy(permissions=("read_models",))
 
@@ -64,7 +65,8 @@ def create_app(
     The operators' listener (`is_admin`) has everything but inference, so that it stays free when the other is full.
     """
     own = health_routes(services) if is_admin else [*api_routes(services), *health_routes(services)]
-    routes = [*own, *more_routes, UnknownRoute()]
+    more = [_opened(route) for route in more_routes] if is_admin else more_routes
+    routes = [*own, *more, UnknownRoute()]
     bind(routes, FrontGate(services), services.settings.server.max_body_bytes)
     server = services.settings.server
     return Shell(
@@ -73,6 +75,13 @@ def create_app(
         cors=Cors(server.cors_origins),
         source_of=source_of or peer_of,
     )
+
+
+def _opened(route: BaseRoute) -> BaseRoute:
+    """On the operators' listener a scraper needs no credential; who reaches the address is the operator's matter."""
+    if not isinstance(route, ApiRoute) or route.path != METRICS_PATH:
+        return route
+    return ApiRoute(METRICS_PATH, {"GET": Operation(route.operations["GET"].handler, HEALTH)})
 
 
 def bind(routes: Sequence[BaseRoute], gate: Gate, max_body_bytes: int) -> None:

@@ -5,9 +5,7 @@ The only place where a setting chooses between a real part and its plain stand-i
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
+import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from .. import config, tls
-from ..errors import StartError
+from ..errors import ConfigError, StartError
 from ..messages import WorkerSettings
 from ..pool.engines import Engines
 from ..security.addresses import ClientAddresses
@@ -36,6 +34,7 @@ from .redactors import NativeRedactors
 from .services import Services
 
 TABLE_NAME = "buckets"
+logger = logging.getLogger("inferno.server")
 
 
 class Assembly:
@@ -88,9 +87,12 @@ class Assembly:
         if self._identity is not None:
             self._identity.reload(settings)
         if self._tls is not None and settings.server.tls_cert_path and settings.server.tls_key_path:
-            tls.reload_pair(
-                self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
-            )
+            try:
+                tls.reload_pair(
+                    self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
+                )
+            except (ConfigError, OSError) as error:  # it was sound when the supervisor looked, a moment ago
+                logger.error("the TLS certificate is not reloaded, the old one stays: %s", error)
 
     async def close(self) -> None:
         """Give back what parts hold."""
@@ -150,8 +152,12 @@ def _limiter(message: WorkerSettings, settings: config.Settings, shared: Mapping
     limits = LimitSettings.of(settings.security, settings.limits.on_failure)
     if settings.limits.url != "shm:":
         from ..storage.redis import RedisBuckets  # an extra: imported only where it is configured
+        from ..storage.redis_owners import TABLE_NAME as OWNERS
+        from ..storage.redis_owners import owner_name
 
-        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        if OWNERS not in shared:
+            raise StartError("limits are in Redis, but the supervisor sent no name for this worker")
+        owner = owner_name(shared[OWNERS], message.worker)
         return Limiter(RedisBuckets(settings.limits.url, FAMILIES, owner), limits)
     if TABLE_NAME not in shared:
         if settings.security.rate_limiting_enabled:

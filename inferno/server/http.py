@@ -41,7 +41,7 @@ class ClientGone(Exception):
 class Context:
     """Facts of one request that more than one layer needs. Made by the outermost middleware."""
 
-    __slots__ = ("began", "decisions", "principal", "request_id", "source", "status")
+    __slots__ = ("began", "decisions", "is_administration", "principal", "request_id", "source", "status")
 
     def __init__(self, request_id: str, source: str) -> None:
         self.request_id = request_id
@@ -49,6 +49,7 @@ class Context:
         self.began = time.perf_counter()
         self.status = 0  # of the answer, once it has begun
         self.principal: Principal | None = None
+        self.is_administration = False  # said by the matched route
         self.decisions: list[Decision] = []  # of the limits; the answer's RateLimit headers are made of them
 
 

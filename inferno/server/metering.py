@@ -31,13 +31,13 @@ class LimitMeter:
         self._on_refused = on_refused
 
     async def source(self, context: Context) -> None:
-        decision = await self.limiter.check_source(context.source)
+        decision = await self.limiter.check_source(context.source, administration=context.is_administration)
         if not decision.allowed:
             self._refuse(context, decision, "requests of this address")
 
     async def requests(self, context: Context, principal: Principal) -> None:
         account, key = subjects(principal)
-        decision = await self.limiter.check_requests(account, key)
+        decision = await self.limiter.check_requests(account, key, administration=context.is_administration)
         if not decision.allowed:
             self._refuse(context, decision, "requests")
         context.decisions.append(decision)

@@ -68,6 +68,7 @@ class ApiRoute(BaseRoute):
         self.max_body_bytes = max_body_bytes
         self.gate: Gate | None = None
         self.raw_path = path.encode()
+        self.is_administration = path.startswith("/api/v1/")
         segment = _ID_SEGMENT if encoded else _PLAIN_SEGMENT
         self._names = _PARAMETER.findall(path)
         self._pattern: re.Pattern[bytes] | None = None
@@ -123,6 +124,7 @@ class ApiRoute(BaseRoute):
         allowed = ", ".join(sorted({*self.operations, "OPTIONS"}))
         if self.gate is None:
             raise StartError("a route outside of the application")
+        request.context.is_administration = self.is_administration
         if operation is None:
             strictest = max(
                 (entry.policy for entry in self.operations.values()), key=lambda policy: not policy.public

@@ -152,7 +152,7 @@ class Worker:
             server_header=False,
             date_header=True,
             timeout_graceful_shutdown=math.ceil(server.shutdown_grace_seconds),
-            ssl_context_factory=self._assembly.tls_factory if name == "main" else None,
+            ssl_context_factory=self._assembly.tls_factory if needs_tls(name, server) else None,
         )
         return _Server(uvicorn_settings, self._started)
 
@@ -203,6 +203,11 @@ class Worker:
             server.should_exit = server.force_exit = True
             for task in tuple(server.server_state.tasks):
                 task.cancel()
+
+
+def needs_tls(listener: str, server: config.Server) -> bool:
+    """Whether a listener speaks TLS when TLS is on: all but the operators' on loopback."""
+    return listener == "main" or not config.is_loopback(server.admin_host or "")
 
 
 def main(arguments: list[str]) -> int:

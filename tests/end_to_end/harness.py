@@ -8,10 +8,11 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,15 @@ class RunningServer:
     """A running `inferno serve` and what a test needs of it."""
 
     def __init__(self, folder: Path, *, workers: int = 1, config: str = "", model: Path | None = None,
-                 arguments: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> None:  # fmt: skip
+                 arguments: tuple[str, ...] = (), environment: dict[str, str] | None = None,
+                 authority: Path | None = None) -> None:  # fmt: skip
+        """`authority`: the certificate that the server's own is checked with; TLS is on then."""
         self.folder = folder
         self.data = folder / "data"
         self.data.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if authority is None else 'https'}://127.0.0.1:{self.port}"
+        self.authority = authority
         self.config = self.data / "config.toml"
         self.config.write_text(config)
         self.log = folder / "server.log"
@@ -90,10 +94,16 @@ class RunningServer:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"the server ended with exit {self.process.returncode}:\n{self.output()}")
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(self.url + path, timeout=2).status_code == status:
-                    return
+                with self.http(timeout=2) as client:
+                    if client.get(path).status_code == status:
+                        return
             pause()
         raise AssertionError(f"{path} did not answer {status}:\n{self.output()}")
+
+    def http(self, **options: Any) -> httpx.Client:
+        """Return a plain client of this server, which trusts its certificate and nothing else."""
+        verify = False if self.authority is None else ssl.create_default_context(cafile=str(self.authority))
+        return httpx.Client(base_url=self.url, verify=verify, **{"timeout": 30, **options})
 
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -120,6 +130,12 @@ class RunningServer:
             raise AssertionError(f"left running: {left}")
         return code
 
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return the audit records of one kind."""
+        path = self.data / "audit" / "audit.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [record for record in map(json.loads, lines) if record["event"] == event]
+
     def processes(self, module: str) -> list[int]:
         """Return the pids of our children that run `module`, such as inferno.engine.main."""
         if self.process is None:
@@ -129,19 +145,15 @@ class RunningServer:
     # ------------------------------------------------------------------ clients
 
     def admin_token(self) -> str:
-        answer = httpx.post(
-            f"{self.url}/api/v1/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD}, timeout=30
-        )
+        with self.http() as client:
+            answer = client.post("/api/v1/auth/login", json={"username": "admin", "password": ADMIN_PASSWORD})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["token"])
 
     def create_key(self, **fields: Any) -> dict[str, Any]:
-        answer = httpx.post(
-            f"{self.url}/api/v1/auth/api-keys",
-            headers={"Authorization": f"Bearer {self.admin_token()}"},
-            json={"name": f"test-{secrets.token_hex(4)}", **fields},
-            timeout=30,
-        )
+        headers = {"Authorization": f"Bearer {self.admin_token()}"}
+        with self.http(headers=headers) as client:
+            answer = client.post("/api/v1/auth/api-keys", json={"name": f"test-{secrets.token_hex(4)}", **fields})
         assert answer.status_code in {200, 201}, answer.text
         result: dict[str, Any] = json.loads(answer.text)
         return result
@@ -153,6 +165,16 @@ class RunningServer:
 
     def async_client(self, key: str, **options: Any) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300, **options)
+
+
+def eventually(is_true: Callable[[], Any], seconds: float = 10) -> bool:
+    """Ask until it is true; what other processes do cannot be waited for otherwise."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if is_true():
+            return True
+        pause()
+    return False
 
 
 def pause() -> None:
