@@ -60,7 +60,7 @@ lock:
 	    --no-header --universal --python-version 3.11 -o deploy/requirements.lock pyproject.toml deploy/requirements.in
 	uv pip compile --quiet --extra postgres --extra redis --extra otel --generate-hashes --no-emit-index-url \
 	    --no-emit-package llama-cpp-python --no-header --universal --python-version 3.11 \
-	    -o deploy/requirements-runtime.lock pyproject.toml deploy/requirements.in
+	    --upgrade-package cryptography -o deploy/requirements-runtime.lock pyproject.toml deploy/requirements.in
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
