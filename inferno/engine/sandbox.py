@@ -243,7 +243,7 @@ def confine(
     `unavailable: …` and the rest still applies; off applies only what costs nothing (core files, no new privileges).
     """
     gpu = bool(list(devices))
-    force: dict[str, str] = {}
+    force: dict[str, str] = {"mode": mode}
 
     def apply(name: str, piece: Callable[[], str], *, essential: bool = True) -> bool:
         try:
@@ -258,7 +258,6 @@ def confine(
     apply("core_files", _no_core_files)
     apply("no_new_privileges", _no_new_privileges)
     if mode == "off":
-        force["mode"] = "off"
         return force
     if keep_descriptors is not None:
         kept = list(keep_descriptors)
@@ -273,5 +272,4 @@ def confine(
         apply("executable_memory", _no_executable_gain, essential=False)
     apply("dumpable", _not_dumpable)
     apply("seccomp", lambda: _seccomp(profile, has_landlock or gpu, gpu))
-    force["mode"] = mode
     return force

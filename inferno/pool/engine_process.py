@@ -47,6 +47,7 @@ from .worker_process import WorkerProcess
 State = Literal["unloaded", "loading", "ready", "restarting", "refused"]
 MAX_LINES_PER_SECOND = 100  # of an engine's own log; more are counted, not shown
 MAX_CALIBRATION_ITEMS = 256
+_TEMPLATE = "template_"  # before the names of what is in force in the template child
 _log = logging.getLogger("inferno.pool")
 _engine_log = logging.getLogger("inferno.engine")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -320,12 +321,23 @@ class EngineProcess:
         self.state, self.detail = "ready", ""
         for worker in self._host.workers():
             self.attach(worker)
-        in_force = ", ".join(f"{name}={value}" for name, value in message.model.sandbox.items())
         self._host.event("model.load", target=self.name, reason=message.model.sha256)
-        if in_force:
-            self._host.event("sandbox.state", target=self.name, reason=in_force)
+        self._record_sandbox(message.model.sandbox)
         self._host.engine_changed(self)
         self.settled.set()
+
+    def _record_sandbox(self, sandbox: dict[str, str]) -> None:
+        """Put what is in force into the audit, the engine's and its template child's each in a record of its own."""
+        own = {name: value for name, value in sandbox.items() if not name.startswith(_TEMPLATE)}
+        childs = {
+            name.removeprefix(_TEMPLATE): value
+            for name, value in sandbox.items()
+            if name.startswith(_TEMPLATE)
+        }
+        for target, pieces in ((self.name, own), (f"{self.name}, template child", childs)):
+            if pieces:
+                reason = ", ".join(f"{name}={value}" for name, value in pieces.items())
+                self._host.event("sandbox.state", target=target, reason=reason)
 
     def _printed(self, line: str) -> None:
         self._logged(logging.WARNING, line)

@@ -191,11 +191,18 @@ class Worker:
 class EngineUnderTest:
     """A running engine process."""
 
-    def __init__(self, path: Path | str, *, timeout: float = 120.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        timeout: float = 120.0,
+        program: tuple[str, ...] = ("-m", "inferno.engine.main"),
+        **settings: Any,
+    ) -> None:
         ours, theirs = socket.socketpair()
         environment = {"LANG": "C.UTF-8", **ENGINE_DEFAULTS}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "inferno.engine.main", str(theirs.fileno())],
+            [sys.executable, "-I", *program, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             cwd="/",
