@@ -100,6 +100,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._worker_tasks: set[asyncio.Task[Any]] = set()
         self._next_worker = 1
+        self._replacing = asyncio.Lock()
         self._was_worker_ready = asyncio.Event()
         self._end = asyncio.Event()
         self._killed = asyncio.Event()
@@ -389,12 +390,19 @@ class Supervisor:
                 self._metrics.worker_ended(worker.pid)
 
     async def _replace_workers(self) -> None:
-        """Start a new worker for each one and let the old one finish its streams."""
-        for old in self.workers():
-            ready = self._start_worker()
-            await ready.wait()
-            old.drain(self.settings.engine.request_timeout_seconds)
-        _log.info("workers replaced")
+        """Start a new worker for each one and let the old one finish its streams. One replacement after the other."""
+        async with self._replacing:
+            for old in [worker for worker in self.workers() if not worker.is_draining]:
+                # The shared tables have room for each worker and one that leaves.
+                while self._num_draining() >= self.settings.server.workers:
+                    await asyncio.wait(self._worker_tasks, return_when=asyncio.FIRST_COMPLETED)
+                ready = self._start_worker()
+                await ready.wait()
+                old.drain(self.settings.engine.request_timeout_seconds)
+            _log.info("workers replaced")
+
+    def _num_draining(self) -> int:
+        return sum(worker.is_draining for worker in self._workers.values())
 
     def _model_entry(self, name: str) -> dict[str, Any]:
         engine = self.engines.get(name)

@@ -26,6 +26,7 @@ from .audit_flood import FloodFilter
 from .audit_format import Chain, record
 
 MAX_FILE_BYTES = 64 << 20
+MIN_FREE_BYTES = 64 << 10  # what a try of the disk, without a record to write, wants to find
 _TAIL_BYTES = 1 << 16
 _log = logging.getLogger("inferno.audit")
 
@@ -124,6 +125,8 @@ class AuditWriter:
                 os.ftruncate(self._fd, self._size)
             if os.fstat(self._fd).st_nlink == 0:
                 raise AuditFailed("the audit log was deleted")
+            if not data and _free_bytes(self._fd) < MIN_FREE_BYTES:
+                raise AuditFailed("the disk of the audit log is full")
             self._is_dirty = True
             written = os.write(self._fd, data) if data else 0
             if written != len(data):
@@ -370,6 +373,11 @@ def _open_private(path: Path, flags: int) -> int:
         os.close(fd)
         raise StartError("the audit log can be read by others: make it 0600 (chmod 600)")
     return fd
+
+
+def _free_bytes(fd: int) -> int:
+    found = os.fstatvfs(fd)
+    return found.f_bavail * found.f_frsize
 
 
 def _sync_directory(path: Path) -> None:
