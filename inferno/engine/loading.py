@@ -28,6 +28,7 @@ from ..messages import EngineSettings, LoadProgress, ModelInfo, ModelRefused
 from .calibration import Calibration, calibrate
 from .costs import CostModel
 from .memory import NoMemory, Plan, Shape, available_bytes, make_plan
+from .pieces import NO_VOCABULARY
 from .prompts import PromptBuilder
 from .sandbox import SandboxError, confine
 from .source import ModelSource
@@ -108,6 +109,8 @@ def load(
         raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
     if not model.has_decoder or model.is_diffusion:
         raise Refused("load-failed", "the model cannot generate text token by token")
+    if model.vocab.vocab_type == NO_VOCABULARY:  # most calls on such a vocabulary abort the process
+        raise Refused("load-failed", "the model has no vocabulary to tokenize with")
     quantum = int(settings.calibration.get("quantum", 64))
     shape = Shape(model.size_bytes, model.n_layer, model.n_embd, model.n_head, model.n_head_kv,
                   model.vocab.n_tokens, model.n_ctx_train)  # fmt: skip

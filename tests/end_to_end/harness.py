@@ -75,9 +75,11 @@ class RunningServer:
             self.arguments += ["--model", f"demo={model}"]
         self.arguments += arguments
         self.process: subprocess.Popen[bytes] | None = None
+        self.start_seconds = 0.0  # from the command to ready
         self.clients: list[openai.OpenAI] = []  # closed with the server
 
     def start(self, *, ready: bool = True) -> RunningServer:
+        began = time.monotonic()
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "inferno.cli", *self.arguments],
@@ -85,6 +87,7 @@ class RunningServer:
                 start_new_session=True,
             )  # fmt: skip
         self.wait_for("/readyz" if ready else "/healthz")
+        self.start_seconds = time.monotonic() - began
         return self
 
     def wait_for(self, path: str, status: int = 200, timeout_seconds: float = READY_SECONDS) -> None:

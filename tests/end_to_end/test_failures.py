@@ -52,11 +52,11 @@ async def kill_under_load(server: RunningServer, module: str, number: int) -> tu
         os.kill(victims[0], number)
         start = time.monotonic()
         assert httpx.get(server.url + "/healthz", timeout=5).status_code == 200
-        outcomes = await asyncio.gather(*running_streams)
-        while await stream_one(client, 4) != "whole":
-            assert time.monotonic() - start < 30, server.output()
+        while await stream_one(client, 4) != "whole":  # beside those that may still run
+            assert time.monotonic() - start < 60, server.output()
             await asyncio.sleep(0.05)
         served = time.monotonic() - start
+        outcomes = await asyncio.gather(*running_streams)
         after = await asyncio.gather(*[stream_one(client, 8) for _ in range(8)])
     return outcomes, served, after
 
@@ -68,7 +68,7 @@ def test_a_killed_engine_costs_only_its_streams(tmp_path, workers, number):
         outcomes, served, after = asyncio.run(kill_under_load(server, "inferno.engine.main", number))
         assert all(o.startswith(("event:engine", "status:503")) or o == "whole" for o in outcomes), outcomes
         assert any(o != "whole" for o in outcomes)
-        assert served < 5 + 5
+        assert served < 5 + server.start_seconds  # new ones within 5 s and the load time
         assert after == ["whole"] * 8
 
 
@@ -76,7 +76,7 @@ def test_a_killed_worker_is_replaced_and_the_others_serve_on(tmp_path):
     with running(tmp_path, workers=4) as server:
         outcomes, served, after = asyncio.run(kill_under_load(server, "inferno.server.worker", signal.SIGKILL))
         assert all(o in {"whole", "connection"} for o in outcomes), outcomes
-        assert served < 10
+        assert served < 5 + server.start_seconds
         assert after == ["whole"] * 8
         assert len(server.processes("inferno.server.worker")) == 4
 

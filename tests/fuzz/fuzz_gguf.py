@@ -1,6 +1,6 @@
 """Differential fuzzing of the model verifier, guided by the edges that its own C code reports.
 
-    python tests/fuzz/fuzz_gguf.py SECONDS [--seed N] [--run-share 0.2]     (or: make fuzz-gguf SECONDS=600)
+    python tests/fuzz/fuzz_gguf.py SECONDS [--inputs N] [--seed N] [--run-share 0.2]     (or: make fuzz-gguf SECONDS=600)
 
 Mutates the corpus; inputs that reach something new in the verifier join it. Laws, each broken one a finding and exit 1:
 what the verifier accepts as a container, libggml's parser accepts; what it accepts as a model must not end a process that
@@ -114,6 +114,7 @@ class Judge:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("seconds", type=float)
+    arguments.add_argument("--inputs", type=int, default=1 << 62, help="end after so many, though time is left")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--run-share", type=float, default=0.2, help="of accepted models that are loaded and run")
     options = arguments.parse_args()
@@ -181,7 +182,7 @@ def main() -> int:
         for data in seeds:
             examine(data)
             counters.take_new()
-        while time.monotonic() - start < options.seconds and len(findings) < 50:
+        while time.monotonic() - start < options.seconds and count["inputs"] < options.inputs and len(findings) < 50:
             data = mutate(rng.choice(pool), rng, rng.choice(pool))
             if len(data) > 1 << 17:
                 continue

@@ -51,6 +51,9 @@ class Judge:
         if not model:
             return False
         vocab = llama.llama_model_get_vocab(model)
+        if llama.llama_vocab_type(vocab) == 0:  # LLAMA_VOCAB_TYPE_NONE: the engine refuses it, tokenizing would abort
+            llama.llama_model_free(model)
+            return True
         tokens = (llama.llama_token * 256)()
         sentence = "Hello wörld, 你好 \x01 <|im_end|>".encode()
         count = llama.llama_tokenize(vocab, sentence, len(sentence), tokens, 256, True, True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from tests.inferno.engine.client import EngineFailed, EngineUnderTest
@@ -75,3 +77,33 @@ def test_unified_memory_is_selectable_and_approximate() -> None:
         worker = engine.attach()
         assert worker.model.fingerprint.endswith("-approx")
         assert worker.run("Hello", max_tokens=4, ignore_eos=True).usages[0].completion_tokens == 4
+
+
+def without_vocabulary(path: Path) -> None:
+    """A tiny sound llama whose header says that it has no vocabulary."""
+    width, size = 32, 64
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(size)
+    writer.add_tokenizer_model("no_vocab")
+    shapes = {"token_embd": (size, width), "output_norm": (width,), "blk.0.attn_norm": (width,), "blk.0.ffn_norm": (width,)}
+    shapes |= {f"blk.0.{name}": (width, width) for name in
+               ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(name + ".weight", np.full(shape, 0.01, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_model_without_a_vocabulary_is_refused_before_anything_asks_it(tmp_path: Path) -> None:
+    without_vocabulary(tmp_path / "model.gguf")
+    assert refusal(tmp_path / "model.gguf") == ("load-failed", "the model has no vocabulary to tokenize with")
