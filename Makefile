@@ -7,7 +7,7 @@ BOOT := $(PYTHON) deploy/bootstrap.py
 # Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
 PYTEST ?= tests
 
-.PHONY: serve test env lint unit sanitize fuzz-gguf fuzz-tokens ci-deps lock clean help llama-wheel
+.PHONY: serve test env lint unit sanitize fuzz-gguf fuzz-tokens hostile ci-deps lock clean help llama-wheel
 
 help:
 	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
@@ -17,6 +17,7 @@ help:
 	@echo "make sanitize  native tests under AddressSanitizer and UBSan"
 	@echo "make fuzz-gguf SECONDS=60   the model verifier against the reference parser (needs clang)"
 	@echo "make fuzz-tokens COUNT=1000000   mutated session tokens; none may be accepted"
+	@echo "make hostile   SECONDS=600   random hostile requests against a running server"
 	@echo "make ci-deps   packages that only CI needs (root, apt)"
 	@echo "make lock      refresh deploy/requirements.lock"
 
@@ -47,6 +48,9 @@ fuzz-gguf: env
 
 fuzz-tokens: env
 	INFERNO_FUZZ_TOKENS=$(or $(COUNT),1000000) $(PY) -m pytest -q tests/inferno/security/test_sessions.py -k jwt_12
+
+hostile: env
+	INFERNO_TEST_HOSTILE_SECONDS=$(or $(SECONDS),600) $(PY) -m pytest -q tests/end_to_end/test_hostile_requests.py
 
 llama-wheel:
 	INFERNO_LLAMA_PORTABLE=1 $(BOOT) llama-wheel

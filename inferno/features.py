@@ -7,6 +7,7 @@ here: drop its name from NOT_BUILT.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,11 +36,26 @@ FEATURES: dict[str, Feature] = {
     "telemetry.otlp_endpoint": Feature("OpenTelemetry traces", bool, None),
 }
 
-NOT_BUILT: frozenset[str] = frozenset(
-    {
-        "telemetry.otlp_endpoint",
-    }
-)
+NOT_BUILT: frozenset[str] = frozenset()
+
+# What an extra of this package brings: the key that asks for it, the extra, a module that only it installs.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "storage.url": ("postgres", "asyncpg"),
+    "limits.url": ("redis", "redis"),
+    "telemetry.otlp_endpoint": ("otel", "opentelemetry.exporter.otlp.proto.http"),
+}
+
+
+def missing_extra(key: str, value: Any) -> str | None:
+    """Return the extra that must be installed before `key` can have this value; None when nothing is missing."""
+    if key not in EXTRAS or not FEATURES[key].is_asked(value):
+        return None
+    extra, module = EXTRAS[key]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a package above it is missing
+        found = None
+    return None if found is not None else extra
 
 
 def is_built(key: str) -> bool:

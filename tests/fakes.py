@@ -109,7 +109,7 @@ class _Choice:
             self.held = ""
         usage = None
         if self.finish is not None:
-            usage = Usage(self.num_prompt, self.num_done, 0, 0.0, 0.0, 0.0)
+            usage = Usage(self.num_prompt, self.num_done, 0, 0.001, 0.002, 0.003)
         return Event(start.request, self.index, 1, shown, logprobs, self.finish, usage)  # type: ignore[arg-type]
 
     def _cut(self) -> str:

@@ -36,6 +36,11 @@ def test_the_front_never_loads_llama_cpp_or_the_engine() -> None:
     )
 
 
+def test_the_front_loads_no_tracing_library_before_it_is_configured() -> None:
+    modules = loaded_by("import inferno.server.worker, inferno.server.assembly")
+    assert not of(modules, "opentelemetry", "google.protobuf", "requests", "inferno.server.tracing")
+
+
 @pytest.mark.parametrize("module", ["main", "template_child", "prompts", "verification"])
 def test_the_engine_loads_no_server_storage_security_or_pool(module: str) -> None:
     modules = loaded_by(f"import inferno.engine.{module}")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigError
-from ..features import FEATURES, is_built
+from ..features import FEATURES, is_built, missing_extra
 from .keys import KEYS
 from .schema import Settings
 
@@ -87,7 +87,8 @@ def check(
     if security.tls_required and not server.tls_enabled:
         raise refuse(
             "security.tls_required",
-            "TLS is required (the default on another address than loopback), but server.tls_enabled is false; give "
+            f"TLS is required (the default on another address than loopback; server.host is {server.host}), but "
+            "server.tls_enabled is false; give "
             "tls_cert_path and tls_key_path with tls_enabled=true, or set tls_required=false if TLS ends at a proxy",
         )
     if server.tls_enabled:
@@ -108,6 +109,10 @@ def check(
         and "engine.max_queue_per_user" in places
     ):
         raise refuse("engine.max_queue_per_user", f"must be at most max_queue ({settings.engine.max_queue})")
+    for name in FEATURES:
+        extra = missing_extra(name, value_of(settings, name))
+        if extra is not None:
+            raise refuse(name, f"needs the extra `{extra}`: pip install 'inferno-server[{extra}]'")
     return _warnings(settings, listens_on_loopback)
 
 

@@ -429,7 +429,7 @@ class Telemetry(_Section, frozen=True):
     otlp_endpoint: Annotated[
         str | None,
         key(
-            "Where OpenTelemetry traces are sent.",
+            "Where OpenTelemetry traces are sent (OTLP over HTTP); needs the extra `otel`.",
             url=True,
             pattern=r"^https?://.+$",
             expected="an http:// or https:// URL",

@@ -5,11 +5,12 @@ The only place where a setting chooses between a real part and its plain stand-i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
@@ -33,6 +34,9 @@ from .observing import GuardReports, Metrics, NoObserver
 from .redactors import NativeRedactors
 from .services import Services
 
+if TYPE_CHECKING:
+    from .tracing import Tracer
+
 TABLE_NAME = "buckets"
 logger = logging.getLogger("inferno.server")
 
@@ -47,8 +51,10 @@ class Assembly:
         *,
         limiter: Limiter | None = None,
         identity: WorkerIdentity | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.services = services
+        self._tracer = tracer
         self._limiter = limiter
         self._identity = identity
         self.routes = list(routes)
@@ -100,6 +106,8 @@ class Assembly:
             await self._limiter.store.close()
         if self._identity is not None:
             await self._identity.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
 
 async def assemble(
@@ -114,6 +122,7 @@ async def assemble(
     audit = WorkerAudit(control, is_enabled=settings.security.audit_logging_enabled)
     identity = worker_identity(message, settings, audit, limiter, shared)
     observer = Metrics() if settings.telemetry.metrics_enabled else NoObserver()
+    tracer = _tracer(settings, message.worker)
 
     def refused(context: Context, decision: Decision) -> None:
         observer.limited(decision.policy or "store")
@@ -128,12 +137,23 @@ async def assemble(
         cache_key=message.secrets.get("cache", b""),
         before_inference=audit.ensure if settings.security.audit_on_failure == "refuse" else None,
         observer=observer,
+        tracer=tracer,
         guards=_guards(message, settings, GuardReports(audit, observer)),
     )
     if identity is None:
-        return Assembly(services, limiter=limiter)
+        return Assembly(services, limiter=limiter, tracer=tracer)
     await identity.start()
-    return Assembly(services, admin_routes(services, identity, control), limiter=limiter, identity=identity)
+    routes = admin_routes(services, identity, control)
+    return Assembly(services, routes, limiter=limiter, identity=identity, tracer=tracer)
+
+
+def _tracer(settings: config.Settings, worker: int) -> Tracer | None:
+    """Return what makes traces where they are sent somewhere."""
+    if settings.telemetry.otlp_endpoint is None:
+        return None
+    from .tracing import Tracer  # an extra: imported only where it is configured
+
+    return Tracer(settings.telemetry.otlp_endpoint, worker)
 
 
 def _guards(message: WorkerSettings, settings: config.Settings, reports: GuardReports) -> Guards:

@@ -19,6 +19,7 @@ import msgspec
 from ..errors import ApiError, EngineError
 from ..security.limit_headers import Decision
 from ..security.principal import Principal
+from .timeline import Timeline
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,7 +42,16 @@ class ClientGone(Exception):
 class Context:
     """Facts of one request that more than one layer needs. Made by the outermost middleware."""
 
-    __slots__ = ("began", "decisions", "is_administration", "principal", "request_id", "source", "status")
+    __slots__ = (
+        "began",
+        "decisions",
+        "is_administration",
+        "principal",
+        "request_id",
+        "source",
+        "status",
+        "timeline",
+    )
 
     def __init__(self, request_id: str, source: str) -> None:
         self.request_id = request_id
@@ -51,6 +61,7 @@ class Context:
         self.principal: Principal | None = None
         self.is_administration = False  # said by the matched route
         self.decisions: list[Decision] = []  # of the limits; the answer's RateLimit headers are made of them
+        self.timeline: Timeline | None = None  # of its generation, where traces are on
 
 
 class Request:

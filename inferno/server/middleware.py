@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 
+from .. import telemetry
 from ..errors import ApiError
 from ..security import limit_headers
 from .http import ClientGone, Context, Header, Message, Receive, Reply, Scope, Send, error_reply, send_reply
@@ -142,6 +143,7 @@ class Shell:
             await self._app(scope, receive, send)  # type: ignore[misc]
             return
         context = scope["inferno"] = Context(new_request_id(), self._source_of(scope))
+        telemetry.request_id.set(context.request_id)  # for log lines; each request runs in a task of its own
         headers: list[Header] = scope["headers"]
         origin = self._cors.origin(headers)
         extra = self._cors.response_headers(origin) if origin is not None else []

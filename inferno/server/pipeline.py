@@ -10,13 +10,14 @@ Knows no wire format. Runs in front workers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 
 from msgspec import Struct
 
 from ..errors import ApiError, EngineError
-from ..messages import ChatPrompt, Event, Prepared, Sampling, Start, TextPrompt, TokenPrompt
+from ..messages import ChatPrompt, Event, Prepared, Sampling, Start, TextPrompt, TokenPrompt, Usage
 from ..pool.client import EngineCall
 from ..pool.engines import Model
 from ..security.permissions import Policy, allow
@@ -25,6 +26,7 @@ from .http import ClientGone, Request, to_api_error
 from .parsing import check_model_name
 from .services import Lease, Reservation, Services
 
+logger = logging.getLogger("inferno.requests")
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 RECHECK_SECONDS = 0.5  # a running stream asks so often whether its caller still stands
 NOTE_TOKENS = 64
@@ -59,6 +61,21 @@ class FrontGate:
         """Count an answer; the status is 499 where the client left before it began, as proxies log it."""
         context = request.context
         self._services.observer.answered(route, request.method, context.status or 499, context.began)
+        if self._services.tracer is not None:
+            self._services.tracer.answered(context, request.headers, route, request.method)
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log(request, route)
+
+    @staticmethod
+    def _log(request: Request, route: str) -> None:
+        context = request.context
+        fields = {
+            "method": request.method,
+            "route": route,
+            "status": context.status or 499,
+            "milliseconds": round((time.perf_counter() - context.began) * 1e3, 1),
+        }
+        logger.debug("answered", extra={"fields": fields})
 
 
 def require(principal: Principal, policy: Policy) -> None:
@@ -112,7 +129,12 @@ async def begin(services: Services, request: Request, model: Model, plan: Plan) 
         request.watch_disconnect(call.close)
         _check_tokens(plan, client.info.vocab_size)
         tag = services.tag(request.principal)
+        timeline = run.timeline
+        if timeline is not None:
+            timeline.preparing()
         prepared = [await call.prepare(tag, prompt) for prompt in plan.prompts]
+        if timeline is not None:
+            timeline.prepared()
         await run.reserve(plan, prepared)
         run.start(plan, prepared)
     except BaseException as error:
@@ -147,6 +169,8 @@ class Run:
         self._is_started = False
         self._is_closed = False
         self._result = "ok"
+        tracer = services.tracer
+        self.timeline = None if tracer is None else tracer.timeline(request.context, model.name)
 
     @property
     def is_finished(self) -> bool:
@@ -172,6 +196,8 @@ class Run:
             raise EngineError("engine_failed", "Nothing was prepared.")
         settings = self.services.settings
         self._is_started = True
+        if self.timeline is not None:
+            self.timeline.started()
         for index, entry in enumerate(prepared):
             self._offsets[entry.request] = index * plan.num_choices
             limit = self.granted if plan.max_tokens is None else min(self.granted, plan.max_tokens)
@@ -222,9 +248,8 @@ class Run:
             total = counted + event.num_tokens if event.usage is None else event.usage.completion_tokens
             self._counts[index] = total
             self.completion_tokens += total - counted
-            if event.usage is not None and event.choice == 0:
-                self.cached_tokens += event.usage.cached_tokens
-                self._queue_seconds = max(self._queue_seconds, event.usage.queue_seconds)
+            if event.usage is not None:
+                self._finished(index, event.usage, is_first=event.choice == 0)
             found.append((index, event))
         if self.completion_tokens - self._num_noted >= NOTE_TOKENS and self.reservation is not None:
             self._num_noted = self.completion_tokens
@@ -240,6 +265,9 @@ class Run:
             self._result = "cancelled"
         if self.call is not None:
             self.call.close()
+        if self.timeline is not None:
+            cached = min(self.cached_tokens, self.prompt_tokens)
+            self.timeline.ended(self._result, self.prompt_tokens, self.completion_tokens, cached)
         used = self.prompt_tokens + self.completion_tokens if self._is_started else 0
         if self.reservation is not None:
             self.reservation.settle(used)
@@ -262,6 +290,14 @@ class Run:
                 self._result,
             )
 
+    def _finished(self, index: int, usage: Usage, *, is_first: bool) -> None:
+        """Take over the engine's facts of a choice that ended; those of a prompt come with its first choice."""
+        if is_first:
+            self.cached_tokens += usage.cached_tokens
+            self._queue_seconds = max(self._queue_seconds, usage.queue_seconds)
+        if self.timeline is not None:
+            self.timeline.finished(index, usage)
+
     def usage(self) -> dict[str, object]:
         """Return the `usage` object of an answer."""
         return {
@@ -278,6 +314,8 @@ class Run:
             self.services.observer.next_tokens(self.model.name, now - self._last_event_at)
         else:
             self.services.observer.first_token(self.model.name, self.request.context.began)
+            if self.timeline is not None:
+                self.timeline.first_token(now)
         self._last_event_at = now
 
     def _recheck(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from ..config import Settings
@@ -20,6 +20,7 @@ from ..security.principal import Principal
 from .guarding import Guards
 from .http import Context, Header
 from .observing import NoObserver, Observer
+from .timeline import Timeline
 
 ANONYMOUS_PERMISSIONS = ROLES["user"] | {"use_grammar", "use_special_tokens"}
 
@@ -83,6 +84,13 @@ class Recorder(Protocol):
     def refused(self, context: Context, principal: Principal, reason: str) -> None:
         """A caller lacks a permission."""
         ...
+
+
+class Tracer(Protocol):
+    """Makes traces of requests. Never waits or raises."""
+
+    def timeline(self, context: Context, model: str) -> Timeline: ...
+    def answered(self, context: Context, headers: Sequence[Header], route: str, method: str) -> None: ...
 
 
 class OpenAuthenticator:
@@ -174,6 +182,7 @@ class Services:
         before_inference: Callable[[], Awaitable[None]] | None = None,
         guards: Guards | None = None,
         observer: Observer | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
         self.engines = engines
@@ -185,6 +194,7 @@ class Services:
         self.recorder: Recorder = recorder or NoRecorder()
         self.guards = guards or Guards()
         self.observer: Observer = observer or NoObserver()
+        self.tracer = tracer  # None: traces are off, and nothing is noted for them
         self.is_draining = False
         self._cache_key = hashlib.blake2b(cache_key).digest() if cache_key else secrets.token_bytes(32)
 

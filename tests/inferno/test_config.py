@@ -411,6 +411,29 @@ def test_what_is_not_built_is_refused_when_asked_for(
     assert f"{features.FEATURES[name].title} is not built" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("storage.url", "postgresql://h/n"), ("limits.url", "redis://h/0"), ("telemetry.otlp_endpoint", "http://h")],
+)
+def test_what_needs_an_extra_that_is_not_installed_is_refused_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environ = {KEYS[name].variable: value}
+    assert config.value_of(load(tmp_path, environ=environ).settings, name) == value
+    extra = features.EXTRAS[name][0]
+    for module in ("no_such_package.inner", "no_such_module"):
+        monkeypatch.setattr(features, "EXTRAS", {**features.EXTRAS, name: (extra, module)})
+        message = refusal(tmp_path, environ=environ)
+        assert f"{name}: needs the extra `{extra}`: pip install 'inferno-server[{extra}]'" in message
+        load(tmp_path)  # not asked for: not missed
+
+
+def test_extras_are_those_of_the_package() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for extra, _ in features.EXTRAS.values()} == set(declared) - {"dev"}
+    assert set(features.EXTRAS) <= set(features.FEATURES)
+
+
 def test_missing_default_control_is_off_listed_and_keeps_to_loopback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import re
 from typing import Any
 
 import pytest
 
+from inferno import telemetry
 from inferno.errors import CODES, StartError
 from inferno.pool.engines import Engines
 from inferno.security.permissions import Policy
@@ -232,6 +235,29 @@ def test_sec_165_our_own_bugs_say_nothing(caplog: pytest.LogCaptureFixture) -> N
 
 class _NoPolicy:
     pass
+
+
+def test_log_lines_of_a_request_carry_its_id_and_nothing_of_its_text() -> None:
+    lines = io.StringIO()
+    root, ours = logging.getLogger(), logging.getLogger("inferno")
+    before = (list(root.handlers), root.level, ours.level, logging.raiseExceptions)
+    telemetry.setup(settings_for_tests(telemetry={"log_level": "debug", "log_format": "json"}), stream=lines)
+    try:
+        answers = [
+            call(app_of(), path, headers={"authorization": "Bearer canary", "x-api-key": "canary", "cookie": "canary"})
+            for path in ("/v1/models?text=canary", "/v1/models/canary")
+        ]
+    finally:
+        root.handlers[:], root.level, logging.raiseExceptions = before[0], before[1], before[3]
+        ours.setLevel(before[2])
+        logging.captureWarnings(False)
+    records = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [record["request_id"].encode() for record in records] == [a.headers[b"x-request-id"] for a in answers]
+    assert [(record["method"], record["route"], record["status"]) for record in records] == [
+        ("GET", "/v1/models", 200),
+        ("GET", "/v1/models/{id}", 404),
+    ]
+    assert "canary" not in lines.getvalue()
 
 
 def test_a_route_without_a_policy_stops_the_start() -> None:
