@@ -130,8 +130,8 @@ class Engine:
             request_timeout_seconds=settings.request_timeout_seconds,
         )
         self._connections = ConnectionLoop(
-            self._runner.on_message,
-            self._runner.on_close,
+            self._runner.intake.on_message,
+            self._runner.intake.on_close,
             self._tick,
             max_frame_bytes=settings.max_frame_bytes,
         )
@@ -197,7 +197,7 @@ class Engine:
         now = time.monotonic()
         if now >= self._next_chores:
             self._next_chores = now + 1.0
-            self._runner.expire_prepared(list(self._connections.connections))
+            self._runner.intake.expire_prepared(list(self._connections.connections))
             _tell_library_log()
 
     def _keep_public(self) -> None:
@@ -210,7 +210,7 @@ class Engine:
             except EngineError as error:
                 _log.warning("a public prefix cannot be used: %s", error.message)
         if texts:
-            kept = self._runner.keep_public(texts)
+            kept = self._runner.prefill.keep_public(texts)
             _log.info("%d of %d public prefixes are stored", kept, len(texts))
 
 

@@ -70,12 +70,12 @@ def until(condition: Callable[[], object]) -> None:
 def begin(runner: Runner, recorder: Recorder, number: int, *, length: int = 20, principal: bytes = ALICE,
           max_tokens: int = 100) -> None:  # fmt: skip
     tokens = [(2000 + number * 131 + 7 * i) % 40000 for i in range(length)]
-    runner.on_message(
+    runner.intake.on_message(
         recorder, Prepare(request=number, principal=principal, prompt=TokenPrompt(tokens=tokens))
     )  # type: ignore[arg-type]
     until(lambda: recorder.of(Prepared, number))
     before = len(runner._inbox)
-    runner.on_message(
+    runner.intake.on_message(
         recorder,
         Start(request=number, sampling=Sampling(temperature=0.0), max_tokens=max_tokens, ignore_eos=True),
     )  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_a_client_that_leaves_frees_its_slot_within_two_steps(runner: Runner) ->
         assert runner.turn()
     assert (runner.batcher.num_free, runner.stats().waiting) == (0, 1)
     steps = runner.batcher.num_steps
-    runner.on_message(recorder, Cancel(request=1))  # type: ignore[arg-type]
+    runner.intake.on_message(recorder, Cancel(request=1))  # type: ignore[arg-type]
     while runner.stats().waiting:
         assert runner.turn()
     assert runner.batcher.num_steps - steps <= 2
