@@ -334,6 +334,13 @@ class LoadProgress(_Message, frozen=True, tag="load_progress"):
     fraction: float
 
 
+class ModelVerified(_Message, frozen=True, tag="model_verified"):
+    """Sent once, after the verification and before native code sees the file. `sha256`: the digests taken, if any were."""
+
+    sha256: Annotated[list[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]], Meta(max_length=1024)] = []
+    policy: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = []  # faults met and waived
+
+
 class EngineReady(_Message, frozen=True, tag="engine_ready"):
     model: ModelInfo
     calibration: dict[str, Any] = {}
@@ -357,7 +364,7 @@ class TemplateWanted(_Message, frozen=True, tag="template_wanted"):
 
 
 SupervisorToEngine = EngineSettings | AttachWorker | TemplateChild | Ping | Drain | ClearPrefixes
-EngineToSupervisor = LoadProgress | EngineReady | ModelRefused | TemplateWanted | Pong | LogLine
+EngineToSupervisor = LoadProgress | ModelVerified | EngineReady | ModelRefused | TemplateWanted | Pong | LogLine
 
 
 # ---------------------------------------------------------------- supervisor ↔ worker

@@ -37,6 +37,15 @@ class Stamp(NamedTuple):
         info = os.fstat(fd)
         return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
+    @classmethod
+    def at(cls, path: str) -> Stamp | None:
+        """The stamp of what lies there now, links not followed; None where nothing can be seen."""
+        try:
+            info = os.lstat(path)
+        except OSError:
+            return None
+        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
     def text(self) -> str:
         return "-".join(str(number) for number in self)
 

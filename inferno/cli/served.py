@@ -6,6 +6,7 @@ file of a model: its engine does, and refuses it by name.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from msgspec.structs import replace
 
 from ..catalog import Catalog, CatalogError
 from ..config import Settings
-from ..errors import ApiError
-from ..messages import PROTOCOL_VERSION, EngineSettings
+from ..errors import ApiError, InfernoError
+from ..messages import PROTOCOL_VERSION, EngineSettings, ModelVerified
+from ..modelfile import Stamp
 from .calibrations import Calibrations
+
+_log = logging.getLogger("inferno.models")
 
 
 class ServedModels:
@@ -80,3 +84,12 @@ class ServedModels:
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         """Keep what a loaded model's engine measured."""
         self._calibrations.keep(settings, calibration)
+
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None:
+        """Keep an engine's verdict under the state of the files, when it compared their digests with the recorded ones."""
+        if len(message.sha256) != len(stamps) or message.sha256[: len(settings.sha256)] != settings.sha256:
+            return
+        try:
+            self._catalog.remember(stamps, "valid", message.sha256, message.policy)
+        except (OSError, InfernoError) as error:  # the next start hashes again
+            _log.warning("the verdict on model %s is not kept: %s", settings.name, error)

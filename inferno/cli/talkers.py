@@ -28,7 +28,8 @@ from .. import config as configuration
 from ..config import Settings
 from ..datadir import DataDir, read_private, write_new
 from ..errors import ApiError, ConfigError, EngineError, InfernoError, StartError
-from ..messages import PROTOCOL_VERSION, ChatPrompt, EngineSettings, Sampling, Start
+from ..messages import PROTOCOL_VERSION, ChatPrompt, EngineSettings, ModelVerified, Sampling, Start
+from ..modelfile import Stamp
 from ..pool import control
 from ..pool.client import EngineCall, EngineClient
 from ..pool.engine_process import EngineProcess
@@ -339,6 +340,9 @@ class _Host:
         pass
 
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
+        pass
+
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None:
         pass
 
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None:

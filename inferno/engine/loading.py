@@ -24,7 +24,7 @@ from inferno_native.batching import Batcher
 from inferno_native.gguf import check_block_sizes
 from inferno_native.gguf_report import Facts, GgufError
 
-from ..messages import EngineSettings, LoadProgress, ModelInfo, ModelRefused
+from ..messages import EngineSettings, LoadProgress, ModelInfo, ModelRefused, ModelVerified
 from .calibration import Calibration, calibrate
 from .costs import CostModel
 from .memory import NoMemory, Plan, Shape, available_bytes, make_plan
@@ -88,6 +88,7 @@ def load(
     except GgufError as error:
         raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
     report(LoadProgress(stage="verify", fraction=1.0))
+    report(ModelVerified(sha256=list(verdict.sha256), policy=list(verdict.policy)))
     facts = verdict.facts
     try:
         library = llama.load_library()

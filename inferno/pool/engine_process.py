@@ -34,11 +34,13 @@ from ..messages import (
     LogLine,
     ModelInfo,
     ModelRefused,
+    ModelVerified,
     Pong,
     SupervisorToEngine,
     TemplateChild,
     TemplateWanted,
 )
+from ..modelfile import Stamp
 from .backoff import Backoff
 from .process import ENGINE_DEFAULTS, Child, Timing, child_environment, spawn
 from .template_process import TemplateSupply
@@ -59,6 +61,7 @@ class EngineHost(Protocol):
     def workers(self) -> list[WorkerProcess]: ...
     def engine_changed(self, engine: EngineProcess) -> None: ...
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None: ...
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None: ...
 
 
@@ -84,6 +87,7 @@ class EngineProcess:
         self.info: ModelInfo | None = None
         self.stats = EngineStats()
         self.progress = ("", 0.0)
+        self._stamps: list[Stamp | None] | None = None  # of the files, from a start until they are verified
         self.settled = asyncio.Event()  # ready, refused or unloaded: a load is decided
         self._host = host
         self._program = program
@@ -196,6 +200,7 @@ class EngineProcess:
         self.generation += 1
         self._refusal = None
         self.stats = EngineStats()
+        self._stamps = [Stamp.at(path) for path in self.settings.paths]
         try:
             child = await spawn(
                 f"engine {self.name}",
@@ -298,6 +303,8 @@ class EngineProcess:
                 self._logged(_LEVELS[message.level], message.text)
             case LoadProgress():
                 self._progressed(message)
+            case ModelVerified():
+                self._verified(message)
             case EngineReady():
                 self._ready(message)
             case ModelRefused():
@@ -309,6 +316,20 @@ class EngineProcess:
         self.progress = (message.stage, fraction)
         if message.stage != stage or int(fraction * 4) > int(before * 4):
             _log.info("model %s: %s %.0f %%", self.name, message.stage, fraction * 100)
+
+    def _verified(self, message: ModelVerified) -> None:
+        """Believed once in a life, and before llama.cpp sees the file: what is said later may be the file's own word."""
+        if self._stamps is None or self.progress[0] != "verify" or self.state == "ready":
+            return
+        before, self._stamps = self._stamps, None
+        stamps = [stamp for stamp in before if stamp is not None]
+        if len(stamps) < len(before) or stamps != [Stamp.at(path) for path in self.settings.paths]:
+            return  # changed meanwhile: the engine has its own bytes, but nothing is known of the file
+        self._host.event("model.verified", target=self.name, reason=", ".join(message.sha256 or message.policy))
+        self._host.model_verified(self.settings, stamps, message)
+        if message.sha256:
+            known = [*self.settings.known_stamps, *(stamp.text() for stamp in stamps)]
+            self.settings = replace(self.settings, known_stamps=known)
 
     def _ready(self, message: EngineReady) -> None:
         if self.state == "ready" or self._stop.is_set():

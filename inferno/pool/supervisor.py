@@ -25,7 +25,8 @@ from .. import __version__, config
 from ..config import Loaded
 from ..datadir import DataDir, DataLock
 from ..errors import ApiError, ConfigError, StartError
-from ..messages import PROTOCOL_VERSION, EngineSettings, Reload, WorkerSettings
+from ..messages import PROTOCOL_VERSION, EngineSettings, ModelVerified, Reload, WorkerSettings
+from ..modelfile import Stamp
 from . import server_verbs, summary
 from .audit_sink import AuditSink, LogSink, server_event
 from .backoff import Backoff
@@ -55,6 +56,7 @@ class Models(Protocol):
     def at_start(self) -> list[str]: ...
     def engine_settings(self, name: str) -> EngineSettings: ...
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None: ...
 
 
 class Supervisor:
@@ -437,6 +439,9 @@ class Supervisor:
 
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         self.models.loaded(settings, calibration)
+
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None:
+        self.models.verified(settings, stamps, message)
 
     async def _announce_when_decided(self) -> None:
         await self._was_worker_ready.wait()

@@ -12,6 +12,8 @@ from inferno import config
 from inferno.cli import calibrations
 from inferno.cli.served import ServedModels
 from inferno.errors import ApiError
+from inferno.messages import ModelVerified
+from inferno.modelfile import Stamp
 
 
 def served(folder: Path, text: str = "", *files: str) -> ServedModels:
@@ -52,6 +54,23 @@ def test_required_checksums_refuse_by_name(tmp_path: Path) -> None:
     models = served(tmp_path, "[models]\nrequire_checksum = true\n", "a.gguf")
     with pytest.raises(ApiError, match="no SHA-256 is recorded"):
         models.engine_settings("a")
+
+
+def test_an_engines_verdict_spares_the_next_start_its_digest(tmp_path: Path) -> None:
+    text = "[models.big]\npath = 'models/big.gguf'\nsha256 = '" + "ab" * 32 + "'\n"
+    models = served(tmp_path, text, "big.gguf")
+    settings = models.engine_settings("big")
+    stamp = Stamp.at(settings.paths[0])
+    assert stamp is not None
+    models.verified(settings, [stamp], ModelVerified(sha256=["cd" * 32]))  # not what was recorded
+    models.verified(settings, [stamp], ModelVerified())  # nothing was hashed
+    assert models.engine_settings("big").known_stamps == []
+    models.verified(settings, [stamp], ModelVerified(sha256=["ab" * 32]))
+    assert models.engine_settings("big").known_stamps == [stamp.text()]
+    os.utime(settings.paths[0])
+    changed = Stamp.at(settings.paths[0])
+    assert changed is not None
+    assert changed.text() not in models.engine_settings("big").known_stamps
 
 
 def test_a_measurement_is_found_again_until_something_changes(

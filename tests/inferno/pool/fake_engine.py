@@ -1,7 +1,8 @@
 """An engine for supervisor tests: a real process that keeps the protocol; its model's name says how it behaves.
 
 good…: serves; refused…: refuses the file; crashing…: dies while loading; mute…: stops answering once it is ready;
-noisy…: prints a lot; stubborn…: ignores Drain.
+noisy…: prints a lot; stubborn…: ignores Drain; verified…: says that it verified its file, twice, with another digest
+each time; changing…: changes its file before it says so.
 """
 
 import os
@@ -21,6 +22,7 @@ from inferno.messages import (
     LogLine,
     ModelInfo,
     ModelRefused,
+    ModelVerified,
     Ping,
     Pong,
     SupervisorToEngine,
@@ -36,6 +38,12 @@ def main() -> None:
     settings = first[0]
     assert isinstance(settings, EngineSettings)
     name = settings.name
+    if name.startswith(("verified", "changing")):
+        if name.startswith("changing"):
+            os.utime(settings.paths[0])
+        channel.send(LoadProgress(stage="verify", fraction=1.0))
+        channel.send(ModelVerified(sha256=["ab" * 32]))
+        channel.send(ModelVerified(sha256=["cd" * 32]))
     channel.send(LoadProgress(stage="load", fraction=0.5))
     channel.send(
         LogLine(level="info", text=f"environment {sorted(os.environ)} calibration {settings.calibration}")

@@ -17,7 +17,8 @@ import pytest
 from inferno import config, features
 from inferno.datadir import DataDir, DataLock
 from inferno.errors import ApiError, StartError
-from inferno.messages import EngineSettings
+from inferno.messages import EngineSettings, ModelVerified
+from inferno.modelfile import Stamp
 from inferno.pool import control
 from inferno.pool.process import Timing
 from inferno.pool.supervisor import Programs, Supervisor
@@ -38,7 +39,10 @@ def anyio_backend() -> str:
 
 
 class FakeModels:
+    folder = "/models"
+
     def __init__(self, *names: str, at_start: tuple[str, ...] | None = None) -> None:
+        self.verdicts: list[tuple[str, list[Stamp], list[str]]] = []
         self._names = list(names)
         self.calibrations: dict[str, dict[str, Any]] = {}
         self._at_start = list(names) if at_start is None else list(at_start)
@@ -52,10 +56,13 @@ class FakeModels:
     def engine_settings(self, name: str) -> EngineSettings:
         if name not in self._names:
             raise ApiError("model_not_found", "No such model.")
-        return EngineSettings(version=1, name=name, paths=[f"/models/{name}.gguf"])
+        return EngineSettings(version=1, name=name, paths=[f"{self.folder}/{name}.gguf"])
 
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         self.calibrations = {settings.name: calibration}
+
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None:
+        self.verdicts.append((settings.name, stamps, message.sha256))
 
 
 class FakeTable:
@@ -229,6 +236,21 @@ async def test_a_killed_engine_is_replaced_at_once_and_workers_hear_of_it(tmp_pa
         assert server.models.calibrations == {"good": {"seen": True}}
         assert "engine.crash" in server.audit.names()
         assert await server.end() == 0
+
+
+async def test_a_verdict_is_kept_once_and_only_of_files_that_stayed_as_they_were(tmp_path: Path) -> None:
+    models = FakeModels("verified", "changing", "verified-absent")
+    models.folder = str(tmp_path)
+    for name in ("verified", "changing"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF")
+    stamp = Stamp.at(str(tmp_path / "verified.gguf"))
+    assert stamp is not None
+    async with running(tmp_path, models) as server:
+        await server.until(lambda: server.summaries)
+        assert models.verdicts == [("verified", [stamp], ["ab" * 32])]
+        assert server.supervisor.engines["verified"].settings.known_stamps == [stamp.text()]
+        records = [fields for fields in server.audit.events if fields["event"] == "model.verified"]
+        assert [(fields["target"], fields["reason"]) for fields in records] == [("verified", "ab" * 32)]
 
 
 async def test_a_silent_engine_is_killed_and_replaced(tmp_path: Path) -> None:
