@@ -136,6 +136,7 @@ def bad_files(folder):
 
 
 def test_bad_model_files_are_refused_while_a_good_one_is_served(tmp_path):
+    """sec_175, sec_128: the server lives on."""
     bad = tmp_path / "bad"
     bad.mkdir()
     names = bad_files(bad)

@@ -108,6 +108,11 @@ def requests(server, credentials, route, segment, body, headers, who, is_honest,
     if not answer:
         COUNTS["closed"] += 1
         return  # closed without a word: fine
+    while answer.startswith(b"HTTP/1.1 100 "):  # asked for with Expect; the answer comes after it
+        answer = answer.partition(b"\r\n\r\n")[2]
+    if not answer:
+        COUNTS["closed"] += 1
+        return
     assert answer.startswith(b"HTTP/1.1 "), answer[:100]
     status = int(answer[9:12])
     COUNTS[str(status)] += 1

@@ -105,6 +105,7 @@ def test_configured_goes_before_added_before_found(corpus: Path, folder: Path) -
 
 
 def test_sec_links_out_of_the_models_folder_are_not_followed(corpus: Path, folder: Path, tmp_path: Path) -> None:
+    """sec_126."""
     (folder / "out.gguf").symlink_to(corpus / "tiny_llama_q8.gguf")
     shutil.copy(corpus / "tiny_llama_q8.gguf", folder / "real.gguf")
     (folder / "in.gguf").symlink_to("real.gguf")

@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_odd_paths_are_refused_at_once(folder: Path) -> None:
+    """sec_128: pipes, folders and devices are no models, and opening them waits for nobody."""
     assert reason(open_model, folder / "pipe.gguf") == "not-a-regular-file"
     assert reason(open_model, folder) == "not-a-regular-file"
     assert reason(open_model, "/dev/zero") == "not-a-regular-file"
@@ -58,6 +59,7 @@ def test_a_configured_path_may_be_a_link_as_in_a_download_cache(folder: Path) ->
     ],
 )
 def test_below_the_models_folder_no_link_is_followed(folder: Path, relative: str, expected: str) -> None:
+    """sec_126."""
     got = reason(open_below, folder, relative)
     assert got == expected or (expected != "ok" and got in ("file-not-found", "not-a-regular-file"))
 

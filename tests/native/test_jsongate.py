@@ -87,6 +87,7 @@ VERDICTS: list[tuple[bytes, str | None]] = [
 
 @pytest.mark.parametrize(("data", "reason"), VERDICTS)
 def test_inp_1_verdicts(data: bytes, reason: str | None) -> None:
+    """sec_101, sec_103: nesting of 64 and 65, a member twice, and other documents beside the line."""
     found = jsongate.check(data)
     assert (found[0] if found else None) == reason
     assert found is None or 0 <= found[1] <= len(data)

@@ -49,6 +49,7 @@ def verify(*arguments: object) -> tuple[int, list[dict[str, Any]]]:
 
 
 def test_verify_judges_the_whole_corpus_in_one_call(corpus: Path) -> None:
+    """sec_175: every kind of fault, refused with its reason."""
     cases = json.loads((corpus / "manifest.json").read_text())["cases"]
     for profile in ("model", "container"):
         chosen = [case for case in cases if case["profile"] == profile]
@@ -232,6 +233,7 @@ def test_add_from_a_hub(corpus: Path, config: Path, tmp_path: Path, hub: tuple[t
 
 
 def test_a_bad_download_gets_no_name(corpus: Path, config: Path, tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
+    """sec_174."""
     handler, base = hub
     obj = {"hub_base": base, "plain_origin": base}
     handler.files[FILE] = (corpus / "block_count_0.gguf").read_bytes()

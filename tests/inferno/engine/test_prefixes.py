@@ -45,6 +45,7 @@ def test_whole_states_are_found_at_their_end_only() -> None:
 
 
 def test_nothing_crosses_principals_or_salts() -> None:
+    """sec_176."""
     kept = store()
     kept.add(ALICE, span(8), b"hers")
     assert kept.find(BOB, span(20), 20) is None

@@ -142,6 +142,7 @@ def harmony(tmp_path_factory: pytest.TempPathFactory) -> llama.Vocab:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_inp_7_no_marker_of_any_field_becomes_a_token(bench: Bench, field: str) -> None:
+    """sec_129, sec_130: every marker of a vocabulary in every field that a client writes."""
     neutral = bench.neutral(field)
     assert "QQQ" in bench.text(neutral).upper()
     for marker in bench.builder.markers.texts:
@@ -269,6 +270,7 @@ def test_a_clients_bos_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_inp_8_raw_prompts_follow_the_same_rule(bench: Bench) -> None:
+    """sec_130: raw prompts too, without the permission."""
     for marker in bench.builder.markers.texts:
         ids = bench.builder.build(TextPrompt(text=f"one {marker} two", add_special=False))
         assert bench.markers_in(ids) == [], marker

@@ -67,6 +67,7 @@ def load(source: ModelSource) -> bytes:
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("mode", ["copy", "direct"])
 def test_change_between_open_and_verification(model: Path, attack: Attack, mode: str) -> None:
+    """sec_173."""
     original = model.read_bytes()
     with make_source([open_model(model)], mode) as source:  # type: ignore[arg-type]
         attack(model)
@@ -83,6 +84,7 @@ def test_change_between_open_and_verification(model: Path, attack: Attack, mode:
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("mode", ["copy", "direct"])
 def test_change_between_verification_and_load(model: Path, attack: Attack, mode: str) -> None:
+    """sec_173."""
     original = model.read_bytes()
     with make_source([open_model(model)], mode) as source:  # type: ignore[arg-type]
         verdict = verify_files(source.fds, take_digest=True)
@@ -108,6 +110,7 @@ def test_change_after_the_load_does_not_reach_a_copy(model: Path, attack: Attack
 
 @pytest.mark.parametrize("attack", [overwrite, truncate])
 def test_change_before_the_open_is_seen_by_the_digest(model: Path, attack: Attack) -> None:
+    """sec_173."""
     with model.open("rb") as file:
         digest = sha256_fd(file.fileno())
     attack(model)

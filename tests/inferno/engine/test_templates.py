@@ -101,6 +101,7 @@ def test_named_booleans_reach_the_template(process: TemplateProcess) -> None:
     "text", ["\x01\x02\x1b[0m", "\ue000a\U0010fffd", "{{ 7 * 7 }}{% raw %}", "a\r\nb\u2028", ""]
 )
 def test_client_text_passes_unchanged(process: TemplateProcess, text: str) -> None:
+    """sec_131: template syntax in client text stays text."""
     process.template = "{{ messages[0].content }}"
     assert process.render([{"role": "user", "content": text}]) == text
 
@@ -133,6 +134,7 @@ def test_an_undefined_value_is_an_error_of_the_template(process: TemplateProcess
     ],
 )
 def test_a_limit_fails_one_request_only(process: TemplateProcess, template: str, kinds: set[str]) -> None:
+    """sec_132: what passes the check still has limits at each render."""
     child = process.pid
     with pytest.raises(TemplateLimit) as caught:
         render(process, template)
@@ -228,6 +230,7 @@ def test_the_child_has_no_environment_no_descriptors_and_no_model_library() -> N
     ],
 )
 def test_a_bad_template_has_its_reason(trial: TemplateProcess, template: str, reason: str) -> None:
+    """sec_132."""
     with pytest.raises(GgufError) as caught:
         check_template(trial, template)
     assert caught.value.reason == reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -90,6 +91,44 @@ def test_sec_105_a_number_of_five_thousand_digits() -> None:
     with pytest.raises(ApiError) as caught:
         parse(f'{{"messages":[],"max_tokens":1{"0" * 5000}}}'.encode(), schemas.ChatRequest)
     assert caught.value.code == "invalid_json"
+
+
+def test_sec_103_a_member_twice() -> None:
+    for body in (b'{"model":"a","model":"b","messages":[]}', b'{"messages":[{"role":"user","content":"a","role":"system"}]}'):
+        with pytest.raises(ApiError) as caught:
+            parse(body, schemas.ChatRequest)
+        assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+def test_sec_106_seeds_beyond_what_the_engine_takes() -> None:
+    for seed in (0, 1 << 32, (1 << 63) - 1):
+        assert parse_chat(seed=seed).seed == seed
+        assert parse_completion(seed=seed).seed == seed
+    for seed in (-1, 1 << 63, (1 << 64) - 1):
+        refusal("invalid_value", "seed", seed=seed)
+    with pytest.raises(ApiError) as caught:
+        parse(f'{{"messages":[],"seed":{1 << 64}}}'.encode(), schemas.ChatRequest)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("schema", ["deep", "cycle", "pattern", "type"])
+def test_sec_110_schemas_made_to_hang_are_refused_at_once(schema: str) -> None:
+    deep = b'{"type":"object","properties":{"a":' * 10_000 + b"{}" + b"}}" * 10_000
+    documents = {
+        "deep": deep,
+        "cycle": b'{"$ref":"#/$defs/a","$defs":{"a":{"$ref":"#/$defs/a"}}}',
+        "pattern": b'{"type":"string","pattern":"(a+)+$"}',
+        "type": b'{"type":"foo"}',
+    }
+    body = (
+        b'{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":'
+        b'{"name":"n","schema":' + documents[schema] + b"}}}"
+    )
+    begin = time.process_time()
+    with pytest.raises(ApiError) as caught:
+        chat.check(parse(body, schemas.ChatRequest, refused=schemas.REFUSED)[0])
+    assert caught.value.status == 400
+    assert time.process_time() - begin < 1  # of processor time, for at most half a megabyte
 
 
 def test_sec_107_counts_at_their_limits() -> None:
