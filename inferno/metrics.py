@@ -49,6 +49,9 @@ AUTH_VERDICTS = Counter("inferno_auth_verdicts", "Credentials judged", ["kind", 
 ENGINE_UP = Gauge(
     "inferno_engine_up", "1 while the model is served", ["model"], multiprocess_mode="mostrecent"
 )
+ENGINE_WANTED = Gauge(
+    "inferno_engine_wanted", "1 unless the model was unloaded", ["model"], multiprocess_mode="mostrecent"
+)
 ENGINE_RESTARTS = Counter("inferno_engine_restarts", "Engines that were replaced", ["model"])
 WORKER_RESTARTS = Counter("inferno_worker_restarts", "Front workers that were replaced")
 RUNNING = Gauge("inferno_requests_running", "Sequences in slots", ["model"], multiprocess_mode="mostrecent")
@@ -58,6 +61,12 @@ WAITING = Gauge(
 SLOTS = Gauge("inferno_slots", "Slots of the model", ["model"], multiprocess_mode="mostrecent")
 KV_USED = Gauge("inferno_kv_used_tokens", "KV cache cells in use", ["model"], multiprocess_mode="mostrecent")
 KV_TOTAL = Gauge("inferno_kv_total_tokens", "KV cache cells", ["model"], multiprocess_mode="mostrecent")
+KV_USAGE = Gauge(
+    "inferno_kv_cache_usage_ratio",
+    "KV cache cells in use, 0 to 1",
+    ["model"],
+    multiprocess_mode="mostrecent",
+)
 PREFIX_BYTES = Gauge(
     "inferno_prefix_cache_bytes", "Bytes in the prefix store", ["model"], multiprocess_mode="mostrecent"
 )
@@ -70,6 +79,9 @@ PREFIX_MISS_TOKENS = Counter(
 PREFILL_TOKENS = Counter("inferno_prefill_tokens", "Tokens prefilled by the engine", ["model"])
 DECODE_TOKENS = Counter("inferno_decode_tokens", "Tokens sampled by the engine", ["model"])
 STEPS = Counter("inferno_engine_steps", "Decode steps", ["model"])
+AUDIT_FAILING = Gauge(
+    "inferno_audit_failing", "1 while the audit log cannot be written", multiprocess_mode="mostrecent"
+)
 
 
 def worker_ended(pid: int) -> None:

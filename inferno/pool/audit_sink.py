@@ -7,13 +7,19 @@ of security. Records are dicts with the fields of the contract's audit record bu
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 _log = logging.getLogger("inferno.audit")
 
 
 class AuditSink(Protocol):
-    """Where audit records go. `append` raises ApiError when a durable record cannot be written."""
+    """Where audit records go. `append` raises ApiError when a durable record cannot be written.
+
+    `on_failing` is told when writing began to fail, and when it went on.
+    """
+
+    on_failing: Callable[[bool], None] | None
 
     def start(self) -> None: ...
     async def append(self, records: list[dict[str, Any]], *, durable: bool) -> None: ...
@@ -23,6 +29,8 @@ class AuditSink(Protocol):
 
 class LogSink:
     """Without an audit log (turned off, or not built) events are ordinary log lines."""
+
+    on_failing: Callable[[bool], None] | None = None
 
     def start(self) -> None:
         pass

@@ -164,6 +164,7 @@ class Supervisor:
             from .engine_metrics import EngineMetrics  # reads the variable above at its import
 
             self._metrics = EngineMetrics()
+            self.audit.on_failing = self._metrics.audit_failing
         self.audit.start()
 
     def _record_open_choices(self) -> None:
@@ -434,6 +435,7 @@ class Supervisor:
                 engine.generation,
                 engine.stats,
                 is_up=engine.state == "ready",
+                is_wanted=engine.state != "unloaded",
                 num_restarts=engine.num_restarts,
             )
 

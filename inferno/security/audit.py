@@ -247,6 +247,7 @@ class AuditLog:
         self._lost_since = 0.0
         self._is_closing = False
         self.is_failing = False
+        self.on_failing: Callable[[bool], None] | None = None  # told when that changes
 
     def start(self) -> None:
         """Open the files, unless they are, and begin to write. Raises StartError."""
@@ -295,6 +296,12 @@ class AuditLog:
             if self._is_closing and not self._waiting:
                 return
 
+    def _failing(self, is_failing: bool) -> None:
+        has_changed = is_failing != self.is_failing
+        self.is_failing = is_failing
+        if has_changed and self.on_failing is not None:
+            self.on_failing(is_failing)
+
     async def _commit(self, group: list[tuple[list[dict[str, Any]], asyncio.Future[None] | None]]) -> None:
         now = self._clock()
         self._owed += self._flood.due(now)
@@ -317,14 +324,14 @@ class AuditLog:
         except AuditFailed as error:
             if not self.is_failing:
                 _log.error("%s", error)
-            self.is_failing = True
+            self._failing(True)
             if num_notes and not self._lost:
                 self._lost_since = now
             self._lost += num_notes
             for done in futures:
                 done.set_exception(unavailable())
             return
-        self.is_failing = False
+        self._failing(False)
         self._lost = 0
         self._owed.clear()
         for done in futures:

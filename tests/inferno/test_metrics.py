@@ -38,6 +38,21 @@ import sys
 sys.stdout.write(metrics.render().decode())
 """
 
+_STATES = """
+import sys
+from inferno.messages import EngineStats
+from inferno.pool.engine_metrics import EngineMetrics
+from inferno import metrics
+exporter = EngineMetrics()
+stats = EngineStats(running=3, waiting=2, slots=4, kv_used_tokens=256, kv_total_tokens=1024)
+exporter.update("up", 1, stats, is_up=True, num_restarts=0)
+exporter.update("down", 1, stats, is_up=True, num_restarts=0)
+exporter.update("down", 1, stats, is_up=False, num_restarts=0)
+exporter.update("unloaded", 1, stats, is_up=False, is_wanted=False, num_restarts=0)
+exporter.audit_failing(True)
+sys.stdout.write(metrics.render().decode())
+"""
+
 
 def run(folder: Path, script: str, *arguments: object) -> str:
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
@@ -70,6 +85,18 @@ def test_engine_reports_grow_over_restarts(tmp_path: Path) -> None:
     assert value(text, 'inferno_requests_running{model="tiny"}') == 1
     assert value(text, 'inferno_engine_restarts_total{model="tiny"}') == 1
     assert value(text, 'inferno_engine_up{model="tiny"}') == 1
+    assert value(text, 'inferno_engine_wanted{model="tiny"}') == 1
+
+
+def test_an_engine_that_is_gone_has_nothing_running_and_cache_use_is_a_share(tmp_path: Path) -> None:
+    text = run(tmp_path, _STATES)
+    assert value(text, 'inferno_kv_cache_usage_ratio{model="up"}') == 0.25
+    assert value(text, 'inferno_requests_running{model="up"}') == 3
+    for name in ("requests_running", "requests_waiting", "kv_used_tokens", "kv_cache_usage_ratio", "engine_up"):
+        assert value(text, f'inferno_{name}{{model="down"}}') == 0
+    assert value(text, 'inferno_engine_wanted{model="down"}') == 1
+    assert value(text, 'inferno_engine_wanted{model="unloaded"}') == 0
+    assert value(text, "inferno_audit_failing") == 1
 
 
 def test_every_metric_has_the_prefix_and_help(tmp_path: Path) -> None:
