@@ -79,6 +79,11 @@ PREFIX_MISS_TOKENS = Counter(
 PREFILL_TOKENS = Counter("inferno_prefill_tokens", "Tokens prefilled by the engine", ["model"])
 DECODE_TOKENS = Counter("inferno_decode_tokens", "Tokens sampled by the engine", ["model"])
 STEPS = Counter("inferno_engine_steps", "Decode steps", ["model"])
+CERTIFICATE_EXPIRY = Gauge(
+    "inferno_certificate_expiry_timestamp_seconds",
+    "When the TLS certificate expires, in seconds since 1970",
+    multiprocess_mode="mostrecent",
+)
 AUDIT_FAILING = Gauge(
     "inferno_audit_failing", "1 while the audit log cannot be written", multiprocess_mode="mostrecent"
 )

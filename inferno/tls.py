@@ -14,7 +14,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -130,21 +130,37 @@ def server_context(
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
     if client_ca is not None:
-        _read_pem(client_ca, "server.tls_client_ca_path")
-        try:
-            context.load_verify_locations(client_ca)
-        except ssl.SSLError:
-            raise ConfigError(f"server.tls_client_ca_path: {client_ca} holds no PEM certificate") from None
+        load_client_ca(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(certificate, key, password=_no_password)
     return context
 
 
-def reload_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> Certificate:
-    """Serve a new pair to new connections. A bad pair raises ConfigError and leaves the old one in use."""
-    facts = check_pair(certificate, key)
-    context.load_cert_chain(certificate, key, password=_no_password)
-    return facts
+def load_client_ca(context: ssl.SSLContext, path: Path) -> None:
+    """Take over the authorities whose clients are let in. Raises ConfigError when the file holds none."""
+    _read_pem(path, "server.tls_client_ca_path")
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise ConfigError(f"server.tls_client_ca_path: {path} holds no PEM certificate") from None
+
+
+class ReloadableContext(ssl.SSLContext):
+    """What a listener is given once, while the context behind it changes: each new connection gets the one in force.
+
+    All of a context changes at once by that, its authorities and its session tickets too: a client whose authority was
+    taken away cannot resume an older session.
+    """
+
+    in_force: ssl.SSLContext
+
+    def __new__(cls, in_force: ssl.SSLContext) -> ReloadableContext:
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made.in_force = in_force
+        return made
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        return self.in_force.wrap_bio(*arguments, **options)
 
 
 def make_self_signed(folder: Path, names: tuple[str, ...] = ()) -> tuple[Path, Path]:

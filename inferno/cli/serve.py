@@ -10,11 +10,9 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
-from msgspec.structs import replace
 
 from .. import config as configuration
 from .. import secrets as secrets_module
@@ -23,6 +21,7 @@ from ..config import KEYS, Loaded, value_of
 from ..datadir import DataDir, DataLock
 from ..pool import summary
 from ..pool.supervisor import Supervisor
+from .certificate import CertificateWatch
 from .options import config_option
 from .served import ServedModels
 
@@ -66,12 +65,13 @@ def serve(
     how to fix it."""
     environ = secrets_module.hide_environment()
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
+    certificate = CertificateWatch()
 
     def load() -> Loaded:
         loaded = configuration.load(
             flags, config=config, models=list(models), environ=environ, is_open_allowed=is_open_allowed
         )
-        return _with_certificate(loaded)
+        return certificate.checked(loaded)
 
     loaded = load()
     if show_config:
@@ -91,12 +91,13 @@ def serve(
         if secret is not None
     ]
     telemetry.protect(hidden)
-    sys.exit(asyncio.run(_run(loaded, load, data, lock, found, keys)))
+    sys.exit(asyncio.run(_run(loaded, load, certificate, data, lock, found, keys)))
 
 
 async def _run(
     loaded: Loaded,
     load: Callable[[], Loaded],
+    certificate: CertificateWatch,
     data: DataDir,
     lock: DataLock,
     found: secrets_module.Secrets,
@@ -124,23 +125,12 @@ async def _run(
         audit=audit,
         verbs=server_parts.make_verbs(loaded.settings, data, audit, identities),
         make_tables=server_parts.table_maker(loaded.settings, epochs),
-        parts=[] if identities is None else [identities],
+        parts=[certificate] if identities is None else [certificate, identities],
         reload=load,
         announce=_Announcer(loaded),
         lock=lock,
     )
     return await supervisor.run()
-
-
-def _with_certificate(loaded: Loaded) -> Loaded:
-    """Check the certificate before anything starts or is taken over. Raises ConfigError."""
-    server = loaded.settings.server
-    if not server.tls_enabled or server.tls_cert_path is None or server.tls_key_path is None:
-        return loaded
-    from ..tls import check_pair  # cryptography is loaded only where TLS is on
-
-    facts = check_pair(Path(server.tls_cert_path), Path(server.tls_key_path))
-    return replace(loaded, warnings=[*loaded.warnings, *facts.warnings])
 
 
 def _worker_secrets(found: secrets_module.Secrets) -> dict[str, bytes]:

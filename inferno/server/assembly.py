@@ -59,7 +59,7 @@ class Assembly:
         self._identity = identity
         self.routes = list(routes)
         self._addresses = ClientAddresses(services.settings.server.trusted_proxies)
-        self._tls: ssl.SSLContext | None = None
+        self._tls: tls.ReloadableContext | None = None
 
     def source_of(self, scope: Scope) -> str:
         """Return the client's address: the peer's, or what a trusted proxy says."""
@@ -74,14 +74,8 @@ class Assembly:
         return self._tls_context
 
     def _tls_context(self, *_: Any) -> ssl.SSLContext:
-        server = self.services.settings.server
         if self._tls is None:
-            self._tls = tls.server_context(
-                Path(server.tls_cert_path or ""),
-                Path(server.tls_key_path or ""),
-                minimum=self.services.settings.security.min_tls_version,
-                client_ca=Path(server.tls_client_ca_path) if server.tls_client_ca_path else None,
-            )
+            self._tls = tls.ReloadableContext(_tls_context(self.services.settings))
         return self._tls
 
     def reload(self, settings: config.Settings) -> None:
@@ -92,11 +86,9 @@ class Assembly:
             self._limiter.update(LimitSettings.of(settings.security, settings.limits.on_failure))
         if self._identity is not None:
             self._identity.reload(settings)
-        if self._tls is not None and settings.server.tls_cert_path and settings.server.tls_key_path:
+        if self._tls is not None:
             try:
-                tls.reload_pair(
-                    self._tls, Path(settings.server.tls_cert_path), Path(settings.server.tls_key_path)
-                )
+                self._tls.in_force = _tls_context(settings)
             except (ConfigError, OSError) as error:  # it was sound when the supervisor looked, a moment ago
                 logger.error("the TLS certificate is not reloaded, the old one stays: %s", error)
 
@@ -154,6 +146,16 @@ def _tracer(settings: config.Settings, worker: int) -> Tracer | None:
     from .tracing import Tracer  # an extra: imported only where it is configured
 
     return Tracer(settings.telemetry.otlp_endpoint, worker)
+
+
+def _tls_context(settings: config.Settings) -> ssl.SSLContext:
+    server = settings.server
+    return tls.server_context(
+        Path(server.tls_cert_path or ""),
+        Path(server.tls_key_path or ""),
+        minimum=settings.security.min_tls_version,
+        client_ca=Path(server.tls_client_ca_path) if server.tls_client_ca_path else None,
+    )
 
 
 def _guards(message: WorkerSettings, settings: config.Settings, reports: GuardReports) -> Guards:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import time
 
 import httpx
 import openai
@@ -260,6 +262,8 @@ def test_client_certificates_are_asked_for_and_checked(tmp_path):
     server = RunningServer(tmp_path, config=config, authority=pair[0])
     good = client_context(server)
     good.load_cert_chain(tmp_path / "good.pem")
+    good_1_2 = client_context(server, maximum_version=ssl.TLSVersion.TLSv1_2)
+    good_1_2.load_cert_chain(tmp_path / "good.pem")
     server.http = lambda **options: httpx.Client(base_url=server.url, verify=good, **options)
     try:
         server.start(ready=False)
@@ -271,8 +275,47 @@ def test_client_certificates_are_asked_for_and_checked(tmp_path):
             with contextlib.suppress(ssl.SSLError, ConnectionResetError, BrokenPipeError):
                 answer = connect(server, context)[2]
             assert answer == b""
+        # Another authority takes over: what is open goes on, the old clients get in no more, by no old session either.
+        sessions = [resumable(server, good_1_2), resumable(server, good)]
+        with server.http() as open_since:
+            assert open_since.get("/healthz").status_code == 200
+            (tmp_path / "clients.pem").write_bytes(stranger[1].public_bytes(serialization.Encoding.PEM))
+            server.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: b"200 OK" in attempt(server, bad))
+            assert open_since.get("/healthz").status_code == 200
+        for context, session in zip((good_1_2, good), sessions, strict=True):
+            assert attempt(server, context, session=session) == b""
+            assert attempt(server, context) == b""
+        (tmp_path / "clients.pem").write_text("no certificate")
+        server.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: any(e["result"] == "failure" for e in server.events("config.reload")))
+        assert "tls_client_ca_path" in server.events("config.reload")[-1]["reason"]
+        assert b"200 OK" in attempt(server, bad)  # the authority before stays
     finally:
         server.stop()
+
+
+def attempt(server, context, session=None):
+    """Return what a connection with this certificate gets; nothing where it is refused."""
+    with contextlib.suppress(ssl.SSLError, ConnectionResetError, BrokenPipeError):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT) as plain:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure:
+                secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return secure.recv(4096)
+    return b""
+
+
+def resumable(server, context):
+    """Return the session of a connection that was let in, and see that it can be resumed."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"200 OK" in secure.recv(4096)
+            session = secure.session
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure:
+            assert secure.session_reused
+    return session
 
 
 def refused_start(folder, config, *arguments):
@@ -304,7 +347,12 @@ def test_net_1_sec_153_tls_required_without_a_certificate_is_refused(tmp_path):
 def test_net_2_a_certificate_about_to_expire_is_said_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(tls, "SELF_SIGNED_DAYS", 6)
     with tls_server(tmp_path) as server:
-        assert "the TLS certificate expires in 5 days" in server.output()
+        assert server.output().count("the TLS certificate expires in 5 days") == 1
+        server.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: server.output().count("the TLS certificate expires in 5 days") == 2)
+        with server.http(headers={"Authorization": f"Bearer {server.admin_token()}"}) as client:
+            shown = float(re.search(r"^inferno_certificate_expiry\w+ (\S+)$", client.get("/metrics").text, re.M)[1])
+        assert 5 < (shown - time.time()) / 86400 < 6
 
 
 @pytest.mark.slow
