@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from inferno.engine import sandbox, seccomp
+from inferno.engine import loading, sandbox, seccomp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
 
@@ -127,6 +127,45 @@ def test_off_says_so(tmp_path):
     report = hostile(tmp_path, mode="off", only=["open_other_file"])
     assert report["force"]["mode"] == "off"
     assert report["results"]["open_other_file"] == "done"
+
+
+DEVICES = r"""
+import json, os, sys
+from inferno.engine.sandbox import confine
+confine("engine", mode="auto", devices=json.loads(sys.argv[1]), keep_descriptors=[], limits={"FSIZE": 0})
+found = {}
+for path, flags in (("/dev/zero", os.O_RDWR), ("/dev/full", os.O_RDONLY), ("/etc/passwd", os.O_RDONLY), ("/dev", os.O_RDONLY)):
+    try:
+        os.open(path, flags)
+        found[path] = "open"
+    except OSError:
+        found[path] = "refused"
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("devices", [[], ["/dev/zero"]], ids=["without", "with"])
+def test_box_1_gpu_device_files_are_opened_by_need_and_no_others(devices):
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, json.dumps(devices)], capture_output=True, text=True, timeout=60, check=True
+    )
+    opened = {path for path, outcome in json.loads(done.stdout).items() if outcome == "open"}
+    assert opened == set(devices)
+
+
+def test_box_1_device_files_are_named_where_the_library_has_a_gpu(monkeypatch, tmp_path):
+    class Library:
+        def __init__(self, *kinds):
+            self.kinds = kinds
+
+        def devices(self):
+            return [(f"device{kind}", "", kind, 0, 0) for kind in self.kinds]
+
+    for name in ("nvidia0", "nvidiactl", "other"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(loading, "_DEVICE_FILES", (f"{tmp_path}/nvidia*", f"{tmp_path}/absent*"))
+    assert loading._device_files(Library(0)) == []
+    assert loading._device_files(Library(0, 1)) == [f"{tmp_path}/nvidia0", f"{tmp_path}/nvidiactl"]
 
 
 def _without_landlock(monkeypatch):
