@@ -31,6 +31,7 @@ from inferno.messages import (
     Failed,
     LogLine,
     ModelRefused,
+    ModelVerified,
     Ping,
     Pong,
     Prepare,
@@ -213,6 +214,7 @@ class EngineUnderTest:
         self._sock = ours
         self.log: list[LogLine] = []
         self.progress: list[str] = []
+        self.verified: ModelVerified | None = None
         self.ready: EngineReady | None = None
         self._workers = 0
         self._attached: list[Worker] = []
@@ -242,6 +244,8 @@ class EngineUnderTest:
                     self.process.wait(10)
                     self.close()
                     raise EngineFailed(None)
+                case ModelVerified():
+                    self.verified = message
                 case _:
                     self.progress.append(message.stage)
 
