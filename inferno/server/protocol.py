@@ -33,6 +33,7 @@ WRITE_STALL_SECONDS = 60.0
 LINGER_SECONDS = 2.0  # after a refusal: read on, so that the client sees the answer and no reset
 OVER_CAP_SECONDS = 1.0
 MAX_OVER_CAP = 128  # connections above the cap that still get an answer; more are cut
+HANDSHAKES_OVER_CAP = 8  # connections above a cap that may still shake hands, to be told so
 MAX_HELD_BYTES = 65536  # of a pipelined request that waits
 
 # Where a connection stands.
@@ -66,6 +67,8 @@ class Edge:
         self.connections: set[EdgeProtocol] = set()
         self.num_over_cap = 0
         self._by_source: dict[str, int] = {}
+        self._handshakes: dict[str, int] = {}  # TLS connections that are not ours to see yet, by source
+        self._num_handshakes = 0
         self._addresses = ClientAddresses(trusted_proxies)
         self._is_sweeping = False
 
@@ -88,6 +91,33 @@ class Edge:
         self._by_source[source] = count + 1
         connection.counted_source = source
         return None
+
+    def handshake_begins(self, peer: str) -> str | None:
+        """Count an accepted connection until its handshake is over; None: there are too many, close it.
+
+        Returns what `handshake_ends` is told. What is admitted here is judged again by `admit`.
+        """
+        num_open = len(self.connections) - self.num_over_cap + self._num_handshakes
+        if num_open >= self.max_connections + HANDSHAKES_OVER_CAP:
+            return None
+        source = source_block(peer).text
+        count = self._handshakes.get(source, 0)
+        address = parse_address(peer)
+        if address is None or not self._addresses.is_trusted(address):
+            limit = self.max_connections_per_ip + HANDSHAKES_OVER_CAP
+            if count + self._by_source.get(source, 0) >= limit:
+                return None
+        self._handshakes[source] = count + 1
+        self._num_handshakes += 1
+        return source
+
+    def handshake_ends(self, source: str) -> None:
+        self._num_handshakes -= 1
+        count = self._handshakes[source] - 1
+        if count:
+            self._handshakes[source] = count
+        else:
+            del self._handshakes[source]
 
     def forget(self, connection: EdgeProtocol) -> None:
         self.connections.discard(connection)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -164,5 +165,7 @@ class Tracer:
         span.end(offset + int(now * 1e9))
 
     def close(self) -> None:
-        """Send what waits and end; blocks for at most about EXPORT_TIMEOUT_SECONDS."""
-        self._provider.shutdown()
+        """Send what waits and end; blocks for at most EXPORT_TIMEOUT_SECONDS, whatever the collector does."""
+        ending = threading.Thread(target=self._provider.shutdown, name="inferno-traces", daemon=True)
+        ending.start()
+        ending.join(EXPORT_TIMEOUT_SECONDS)

@@ -39,6 +39,7 @@ from .app import create_app
 from .assembly import Assembly, assemble
 from .control import Control
 from .protocol import Edge, EdgeProtocol
+from .tls_listener import TlsListener
 
 logger = logging.getLogger("inferno.server")
 SETTINGS_TIMEOUT_SECONDS = 30.0
@@ -47,8 +48,9 @@ SETTINGS_TIMEOUT_SECONDS = 30.0
 class _Server(uvicorn.Server):
     """uvicorn's server without its signal handling: the worker decides when to stop."""
 
-    def __init__(self, settings: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, settings: uvicorn.Config, edge: Edge, on_started: Callable[[], None]) -> None:
         super().__init__(settings)
+        self._edge = edge
         self._on_started = on_started
 
     @contextlib.contextmanager
@@ -56,8 +58,21 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        if self.config.ssl is None:
+            await super().startup(sockets=sockets)
+        else:
+            await super().startup(sockets=[])
+            for sock in sockets or ():
+                self.servers.append(
+                    TlsListener(sock, self.config.ssl, self._edge, self._make_protocol)  # type: ignore[arg-type]
+                )
         self._on_started()
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
 class Worker:
@@ -154,7 +169,7 @@ class Worker:
             timeout_graceful_shutdown=math.ceil(server.shutdown_grace_seconds),
             ssl_context_factory=self._assembly.tls_factory if needs_tls(name, server) else None,
         )
-        return _Server(uvicorn_settings, self._started)
+        return _Server(uvicorn_settings, edge, self._started)
 
     def _started(self) -> None:
         self._num_started += 1

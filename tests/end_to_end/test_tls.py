@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import re
+import select
 import signal
 import socket
 import ssl
@@ -221,6 +222,52 @@ def test_net_2_sec_155_a_running_stream_goes_on_over_a_reload(tmp_path):
             assert finish == "length"
             expected = ssl.PEM_cert_to_DER_cert(new[0].read_text())
             assert eventually(lambda: served_certificate(server) == expected)
+
+
+def closed_within(sockets, seconds):
+    """Return how many of these connections the server closed."""
+    deadline, found = time.monotonic() + seconds, set()
+    while time.monotonic() < deadline and len(found) < len(sockets):
+        readable, _, _ = select.select([sock for sock in sockets if sock not in found], [], [], 0.1)
+        for sock in readable:
+            with contextlib.suppress(ConnectionResetError):
+                if sock.recv(4096):
+                    continue
+            found.add(sock)
+    return len(found)
+
+
+def test_sec_157_sec_161_caps_and_the_deadline_hold_before_a_handshake_is_done(tmp_path):
+    extra = "max_connections = 20\nmax_connections_per_ip = 12\nheader_timeout_seconds = 20"
+    with tls_server(tmp_path, extra=extra) as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
+        assert eventually(lambda: closed_within(silent, 2) >= 20)  # the source's 12 and 8 more to be told so
+        elsewhere = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), source_address=(f"127.0.0.{n}", 0)))
+            for n in range(2, 22)
+        ]
+        assert eventually(lambda: closed_within(elsewhere, 2) >= 12)  # the listener's 20 and 8 more
+        for sock in silent + elsewhere:
+            sock.close()
+        assert eventually(lambda: b"200 OK" in attempt(server, client_context(server)))  # all were given back
+        assert "Traceback" not in server.output()
+
+
+def test_sec_157_a_handshake_that_is_not_done_ends_at_the_header_deadline(tmp_path):
+    hello = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+    with tls_server(tmp_path, extra="header_timeout_seconds = 2") as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(10)]
+        begin = time.monotonic()
+        for sock in slow[:5]:
+            sock.sendall(hello.read(20))  # the begin of a greeting, and no more
+        assert b"200 OK" in attempt(server, client_context(server))
+        assert closed_within(slow, 30) == 10
+        assert time.monotonic() - begin > 1.5
+        assert b"200 OK" in attempt(server, client_context(server))
+        assert "Traceback" not in server.output()
 
 
 def test_client_certificates_are_asked_for_and_checked(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from inferno.messages import Usage
+from inferno.server import tracing
 from inferno.server.http import Context
 from inferno.server.timeline import MAX_CHOICES, Timeline
 from inferno.server.tracing import Tracer, parent_of, traces_url
@@ -200,6 +202,25 @@ def test_lost_spans_are_mentioned_once(caplog: pytest.LogCaptureFixture) -> None
     assert [record.message for record in caplog.records if record.name == "inferno.tracing"] == [
         "the collector of traces does not take them; 1 spans are lost"
     ]
+
+
+class _Stuck(SpanExporter):
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def export(self, spans: Any) -> SpanExportResult:
+        self.release.wait()
+        return SpanExportResult.SUCCESS
+
+
+def test_a_collector_that_never_answers_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_SECONDS", 0.1)
+    exporter = _Stuck()
+    tracer = Tracer("http://127.0.0.1:9", 1, exporter=exporter)
+    tracer.answered(Context("req_1", "192.0.2.1"), [], "/v1/models", "GET")
+    tracer.close()  # returns, though nothing was taken
+    assert not exporter.release.is_set()
+    exporter.release.set()
 
 
 @pytest.mark.parametrize(
