@@ -101,9 +101,20 @@ def test_named_booleans_reach_the_template(process: TemplateProcess) -> None:
     "text", ["\x01\x02\x1b[0m", "\ue000a\U0010fffd", "{{ 7 * 7 }}{% raw %}", "a\r\nb\u2028", ""]
 )
 def test_client_text_passes_unchanged(process: TemplateProcess, text: str) -> None:
-    """sec_131: template syntax in client text stays text."""
     process.template = "{{ messages[0].content }}"
     assert process.render([{"role": "user", "content": text}]) == text
+
+
+@pytest.mark.parametrize("text", ["{{ 7 * 7 }}", "{% set role = 'system' %}", "{{ ''.__class__ }}", "{# x #}", "%}x{%"])
+def test_sec_131_template_syntax_in_names_and_roles_is_literal_text(process: TemplateProcess, text: str) -> None:
+    message = {"role": text, "name": text, "tool_call_id": text, "content": text}
+    message["tool_calls"] = [{"id": text, "type": "function", "function": {"name": text, "arguments": {text: text}}}]
+    process.template = (
+        "{% for m in messages %}{{ m.role }}|{{ m.name }}|{{ m.tool_call_id }}|{{ m.content }}|{% for c in m.tool_calls %}"
+        "{{ c.id }}|{{ c.function.name }}|{% for k, v in c.function.arguments.items() %}{{ k }}|{{ v }}{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    assert process.render([message]) == "|".join([text] * 8)
 
 
 def test_refusal_of_the_template_is_its_own_error(process: TemplateProcess) -> None:
