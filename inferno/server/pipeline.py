@@ -58,9 +58,12 @@ class FrontGate:
         services.guards.query(context, request.query)
 
     def answered(self, request: Request, route: str) -> None:
-        """Count an answer; the status is 499 where the client left before it began, as proxies log it."""
+        """Count an answer. Without one: 499 where the client left before it began, as proxies log it, else 500, which
+        the outermost layer is about to send."""
         context = request.context
-        self._services.observer.answered(route, request.method, context.status or 499, context.began)
+        if not context.status:
+            context.status = 499 if request.is_gone else 500
+        self._services.observer.answered(route, request.method, context.status, context.began)
         if self._services.tracer is not None:
             self._services.tracer.answered(context, request.headers, route, request.method)
         if logger.isEnabledFor(logging.DEBUG):
@@ -72,7 +75,7 @@ class FrontGate:
         fields = {
             "method": request.method,
             "route": route,
-            "status": context.status or 499,
+            "status": context.status,
             "milliseconds": round((time.perf_counter() - context.began) * 1e3, 1),
         }
         logger.debug("answered", extra={"fields": fields})

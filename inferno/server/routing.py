@@ -199,6 +199,6 @@ async def run(request: Request, send: Send, handler: Handler) -> None:
         else:
             await send_reply(send, reply)
     except ClientGone:
-        pass
+        request.is_gone = True
     finally:
         request.close()

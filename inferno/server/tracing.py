@@ -126,7 +126,7 @@ class Tracer:
         """Make the spans of a request that is over."""
         now = time.perf_counter()
         offset = time.time_ns() - int(now * 1e9)  # from the clock of the notes to that of the world
-        status = context.status or 499
+        status = context.status
         method = method if method in _METHODS else "other"
         span = self._tracer.start_span(
             f"{method} {route}",

@@ -16,7 +16,8 @@ from inferno.errors import CODES, StartError
 from inferno.pool.engines import Engines
 from inferno.security.permissions import Policy
 from inferno.server.app import create_app
-from inferno.server.http import Reply, Request
+from inferno.server.http import ClientGone, Reply, Request
+from inferno.server.observing import NoObserver
 from inferno.server.routing import ApiRoute, Operation
 from inferno.server.services import OpenAuthenticator, Services
 
@@ -231,6 +232,30 @@ def test_sec_165_our_own_bugs_say_nothing(caplog: pytest.LogCaptureFixture) -> N
     assert (answer.status, answer.code) == (500, "internal_error")
     assert b"secret" not in answer.body
     assert answer.headers[b"x-request-id"].decode() in caplog.text
+
+
+async def _gone(request: Request) -> Reply:
+    raise ClientGone
+
+
+@pytest.mark.parametrize(("handler", "status"), [(_broken, 500), (_gone, 499)])
+def test_what_has_no_answer_is_counted_by_whose_fault_it_is(handler: Any, status: int) -> None:
+    counted = []
+
+    class Counting(NoObserver):
+        def answered(self, route: str, method: str, status: int, began: float) -> None:
+            counted.append((route, method, status))
+
+    made = services()
+    made.observer = Counting()
+    route = ApiRoute("/v1/odd", {"GET": Operation(handler, Policy(permissions=("read_models",)))})
+    app = create_app(made, more_routes=[route])
+    if status == 500:
+        assert call(app, "/v1/odd").status == 500
+    else:
+        with pytest.raises(IndexError):  # nothing was sent
+            call(app, "/v1/odd")
+    assert counted == [("/v1/odd", "GET", status)]
 
 
 class _NoPolicy:

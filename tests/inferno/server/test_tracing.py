@@ -188,6 +188,12 @@ def test_a_collector_that_fails_costs_traces_not_answers(failure: str) -> None:
             assert worker.stop() == 0
 
 
+def answered() -> Context:
+    context = Context("req_1", "192.0.2.1")
+    context.status = 200
+    return context
+
+
 class _Failing(SpanExporter):
     def export(self, spans: Any) -> SpanExportResult:
         raise ConnectionError("canary")
@@ -196,7 +202,7 @@ class _Failing(SpanExporter):
 def test_lost_spans_are_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
     tracer = Tracer("http://127.0.0.1:9", 1, exporter=_Failing())
     for _ in range(2):
-        tracer.answered(Context("req_1", "192.0.2.1"), [], "/v1/models", "GET")
+        tracer.answered(answered(), [], "/v1/models", "GET")
         tracer._provider.force_flush()
     tracer.close()
     assert [record.message for record in caplog.records if record.name == "inferno.tracing"] == [
@@ -217,7 +223,7 @@ def test_a_collector_that_never_answers_holds_up_no_end(monkeypatch: pytest.Monk
     monkeypatch.setattr(tracing, "EXPORT_TIMEOUT_SECONDS", 0.1)
     exporter = _Stuck()
     tracer = Tracer("http://127.0.0.1:9", 1, exporter=exporter)
-    tracer.answered(Context("req_1", "192.0.2.1"), [], "/v1/models", "GET")
+    tracer.answered(answered(), [], "/v1/models", "GET")
     tracer.close()  # returns, though nothing was taken
     assert not exporter.release.is_set()
     exporter.release.set()
