@@ -31,6 +31,8 @@ class EngineMetrics:
     def __init__(self) -> None:
         self._before: dict[str, tuple[int, EngineStats]] = {}
         self._restarts: dict[str, int] = {}
+        for gauge in (metrics.AUDIT_FAILING, metrics.CERTIFICATE_EXPIRY):
+            gauge.set(0)  # what was never set is not in a scrape
 
     def update(
         self,

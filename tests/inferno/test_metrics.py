@@ -84,6 +84,8 @@ def test_engine_reports_grow_over_restarts(tmp_path: Path) -> None:
     assert value(text, 'inferno_decode_tokens_total{model="tiny"}') == 120
     assert value(text, 'inferno_requests_running{model="tiny"}') == 1
     assert value(text, 'inferno_engine_restarts_total{model="tiny"}') == 1
+    assert value(text, "inferno_audit_failing") == 0
+    assert value(text, "inferno_certificate_expiry_timestamp_seconds") == 0
     assert value(text, 'inferno_engine_up{model="tiny"}') == 1
     assert value(text, 'inferno_engine_wanted{model="tiny"}') == 1
 
