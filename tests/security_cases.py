@@ -19,11 +19,7 @@ PAGE = ROOT / "docs" / "security_cases.md"
 MARK = re.compile(r"(?<![a-z])sec[_-](\d{3})(?!\d)")
 
 # Why a case has no test of its own; reviewed.
-REASONS = {
-    "sec-171": "The image holds neither the tests nor a compiler, so they do not run inside of it. Instead the image is built "
-    "and run with the guide's flags (`--read-only --cap-drop=ALL --security-opt=no-new-privileges`) and a chat is streamed "
-    "from inside, with the volume as the only writable place; docs/deployment.md has the lines.",
-}
+REASONS: dict[str, str] = {}
 INTRODUCTION = """# Security cases
 
 Every line of `tests/data/cases/security_cases.jsonl` (state, action, expected result of a known way to go wrong) and the tests

@@ -70,6 +70,7 @@ class RunningServer:
             "INFERNO_ADMIN_PASSWORD": ADMIN_PASSWORD,
             **(environment or {}),
         }
+        self.command = [sys.executable, "-m", "inferno.cli"]
         self.arguments = ["serve", "--config", str(self.config), "--port", str(self.port), "--workers", str(workers)]
         if model is not None:
             self.arguments += ["--model", f"demo={model}"]
@@ -82,7 +83,7 @@ class RunningServer:
         began = time.monotonic()
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inferno.cli", *self.arguments],
+                [*self.command, *self.arguments],
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=self.environment,
                 start_new_session=True,
             )  # fmt: skip
