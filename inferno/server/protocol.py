@@ -31,6 +31,7 @@ BODY_SECONDS = 20.0
 BODY_BYTES_PER_SECOND = 16384
 WRITE_STALL_SECONDS = 60.0
 LINGER_SECONDS = 2.0  # after a refusal: read on, so that the client sees the answer and no reset
+FIRST_BYTES_SECONDS = 2.0  # at the worker's end: for the first request of a connection that was just made
 OVER_CAP_SECONDS = 1.0
 MAX_OVER_CAP = 128  # connections above the cap that still get an answer; more are cut
 HANDSHAKES_OVER_CAP = 8  # connections above a cap that may still shake hands, to be told so
@@ -164,6 +165,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._body_started = 0.0
         self._is_message_complete = False
         self._held = b""
+        self._is_last = False  # the worker ends: one request more, then close
 
     # ------------------------------------------------------------ asyncio.Protocol
 
@@ -195,6 +197,17 @@ class EdgeProtocol(HttpToolsProtocol):
             self._refuse("invalid_request", "Upgrades are not offered: send plain HTTP/1.1.")
         except httptools.HttpParserError:
             self._refuse("invalid_request", "The request is not well-formed HTTP/1.1.")
+
+    def shutdown(self) -> None:
+        """The worker ends. A connection that brought no request yet is not idle: its first one is on the way; nor is one
+        that brought a part of its next."""
+        has_more = self.cycle is None or (self.cycle.response_complete and bool(self._partial_head or self._held))
+        if not has_more or self.state in (REFUSED, OVER_CAP):
+            super().shutdown()
+            return
+        self._is_last = True
+        if self.state == HEAD and not self._partial_head:
+            self.deadline = min(self.deadline, self.loop.time() + FIRST_BYTES_SECONDS)
 
     def pause_writing(self) -> None:
         self.stall_deadline = self.loop.time() + self.edge.write_stall_seconds
@@ -318,7 +331,7 @@ class EdgeProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=self.parser.should_keep_alive(),
+            keep_alive=self.parser.should_keep_alive() and not self._is_last,
             on_response=self.on_response_complete,
         )
         self._start_asgi_task(self.cycle, self.app)

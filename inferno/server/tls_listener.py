@@ -20,6 +20,7 @@ from .protocol import Edge
 logger = logging.getLogger("inferno.server")
 ACCEPT_AT_ONCE = 64  # connections a turn of the loop
 PAUSE_SECONDS = 1.0  # when the system has no descriptor left
+HANDSHAKE_GRACE_SECONDS = 2.0  # at the worker's end
 SHUTDOWN_SECONDS = 5.0  # for the other side's goodbye
 
 
@@ -44,14 +45,20 @@ class TlsListener:
         self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:
-        """Accept nothing more; connections whose handshake is over go on."""
+        """Accept nothing more."""
         if not self._is_closed:
             self._is_closed = True
             self._loop.remove_reader(self._sock)
-            for task in self._handshakes:
-                task.cancel()
+
+    async def finish(self) -> None:
+        """Let handshakes that are under way end, for a while; their connections go on."""
+        self.close()
+        if self._handshakes:
+            await asyncio.wait(self._handshakes, timeout=HANDSHAKE_GRACE_SECONDS)
 
     async def wait_closed(self) -> None:
+        for task in self._handshakes:
+            task.cancel()
         while self._handshakes:
             await asyncio.wait(self._handshakes)
 

@@ -68,6 +68,12 @@ class _Server(uvicorn.Server):
                 )
         self._on_started()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.gather(
+            *(listener.finish() for listener in self.servers if isinstance(listener, TlsListener))
+        )
+        await super().shutdown(sockets=sockets)
+
     def _make_protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state

