@@ -1,19 +1,27 @@
-"""Deadlines that no setting shortens, with an Edge of short ones: slow bodies, slow readers, caps of the listener."""
+"""Deadlines that no setting shortens, with an Edge of short ones: slow bodies, slow readers, caps of the listener.
+
+Over plain sockets on asyncio's loop, and over TLS on uvloop's, whose transports do their own buffering.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 
+from inferno import tls
 from inferno.server.protocol import Edge, EdgeProtocol
+from inferno.server.worker import _Server
 
 HEAD = b"Host: localhost\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HEAD + b"\r\n"
@@ -38,8 +46,16 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"%d" % size})
 
 
+Connect = Callable[[], socket.socket]
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path] | None:
+    return tls.make_self_signed(tmp_path_factory.mktemp("tls")) if request.param == "tls" else None
+
+
 @pytest.fixture(scope="module")
-def edge() -> Edge:
+def edge(pair: object) -> Edge:
     return Edge(
         max_body_bytes=1 << 20,
         body_seconds=0.6,
@@ -50,7 +66,7 @@ def edge() -> Edge:
 
 
 @pytest.fixture(scope="module")
-def port(edge: Edge) -> Iterator[int]:
+def connect(edge: Edge, pair: tuple[Path, Path] | None) -> Iterator[Connect]:
     config = uvicorn.Config(
         application,
         http=functools.partial(EdgeProtocol, edge=edge),  # type: ignore[arg-type]
@@ -61,22 +77,26 @@ def port(edge: Edge) -> Iterator[int]:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ssl_context_factory=None if pair is None else lambda *_: tls.server_context(*pair, minimum="1.2"),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, edge, lambda: None)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    run = asyncio.run if pair is None else uvloop.run
+    thread = threading.Thread(target=lambda: run(server.serve(sockets=[listener])))
     thread.start()
-    yield listener.getsockname()[1]
+    address = listener.getsockname()
+    context = None if pair is None else ssl.create_default_context(cafile=str(pair[0]))
+
+    def open_one() -> socket.socket:
+        sock = socket.create_connection(address, timeout=10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock if context is None else context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+    yield open_one
     server.should_exit = True
     thread.join(10)
-
-
-def connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -84,7 +104,7 @@ def read_all(sock: socket.socket) -> bytes:
     while True:
         try:
             part = sock.recv(1 << 20)
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             break
         if not part:
             break
@@ -95,9 +115,9 @@ def read_all(sock: socket.socket) -> bytes:
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"]
 )
-def test_sec_158_a_body_that_trickles(port: int, framing: bytes) -> None:
+def test_sec_158_a_body_that_trickles(connect: Connect, framing: bytes) -> None:
     started = time.monotonic()
-    with connect(port) as sock:
+    with connect() as sock:
         sock.sendall(b"POST /trickle HTTP/1.1\r\n" + HEAD + framing)
         sock.settimeout(0.1)
         raw = b""
@@ -122,9 +142,9 @@ def test_sec_158_a_body_that_trickles(port: int, framing: bytes) -> None:
     gone.clear()
 
 
-def test_a_large_body_at_a_fair_pace_has_its_time(port: int) -> None:
+def test_a_large_body_at_a_fair_pace_has_its_time(connect: Connect) -> None:
     """A second per 16 KiB on top: 64 KiB in a second are in time, though the base is 0.6 s."""
-    with connect(port) as sock:
+    with connect() as sock:
         sock.sendall(b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 65536\r\n\r\n")
         for _ in range(8):
             sock.sendall(b"x" * 8192)
@@ -132,8 +152,8 @@ def test_a_large_body_at_a_fair_pace_has_its_time(port: int) -> None:
         assert b"65536" in sock.recv(65536)
 
 
-def test_sec_158_a_reader_that_stops(port: int, edge: Edge) -> None:
-    with connect(port) as sock:
+def test_sec_158_a_reader_that_stops(connect: Connect, edge: Edge) -> None:
+    with connect() as sock:
         sock.sendall(b"GET /big HTTP/1.1\r\n" + HEAD + b"\r\n")
         assert sock.recv(1)
         assert len(edge.connections) == 1
@@ -145,19 +165,19 @@ def test_sec_158_a_reader_that_stops(port: int, edge: Edge) -> None:
         assert len(read_all(sock)) < 64 << 20
 
 
-def test_a_reader_that_reads_gets_everything(port: int) -> None:
-    with connect(port) as sock:
+def test_a_reader_that_reads_gets_everything(connect: Connect) -> None:
+    with connect() as sock:
         sock.sendall(b"GET /big HTTP/1.1\r\n" + HEAD + b"Connection: close\r\n\r\n")
         assert len(read_all(sock)) > 64 << 20
 
 
-def test_sec_161_the_cap_of_connections(port: int) -> None:
-    socks = [connect(port) for _ in range(30)]
+def test_sec_161_the_cap_of_connections(connect: Connect) -> None:
+    socks = [connect() for _ in range(30)]
     try:
         for sock in socks:
             sock.sendall(GET)
             assert b"200 OK" in sock.recv(65536)
-        with connect(port) as over:
+        with connect() as over:
             over.sendall(GET)
             raw = read_all(over)
         assert raw.startswith(b"HTTP/1.1 503 ")
@@ -168,7 +188,7 @@ def test_sec_161_the_cap_of_connections(port: int) -> None:
             sock.close()
     deadline = time.monotonic() + 5
     while True:
-        with connect(port) as again:
+        with connect() as again:
             again.sendall(GET)
             if b"200 OK" in again.recv(65536):
                 break
