@@ -34,6 +34,7 @@ MAX_QUEUE = 8192  # spans that wait for a collector; more are dropped
 EXPORT_TIMEOUT_SECONDS = 5.0
 COMPLAIN_SECONDS = 60.0  # a collector that is gone is mentioned so often
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_SILENT = frozenset(("/metrics",))  # a scrape every few seconds is no news
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -124,6 +125,8 @@ class Tracer:
 
     def answered(self, context: Context, headers: Sequence[Header], route: str, method: str) -> None:
         """Make the spans of a request that is over."""
+        if route in _SILENT:
+            return
         now = time.perf_counter()
         offset = time.time_ns() - int(now * 1e9)  # from the clock of the notes to that of the world
         status = context.status

@@ -194,6 +194,24 @@ def answered() -> Context:
     return context
 
 
+def test_scrapes_are_not_traced() -> None:
+    exporter = _Keeping()
+    tracer = Tracer("http://127.0.0.1:9", 1, exporter=exporter)
+    for route in ("/metrics", "/v1/models"):
+        tracer.answered(answered(), [], route, "GET")
+    tracer.close()
+    assert exporter.names == ["GET /v1/models"]
+
+
+class _Keeping(SpanExporter):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def export(self, spans: Any) -> SpanExportResult:
+        self.names += [span.name for span in spans]
+        return SpanExportResult.SUCCESS
+
+
 class _Failing(SpanExporter):
     def export(self, spans: Any) -> SpanExportResult:
         raise ConnectionError("canary")
