@@ -187,10 +187,12 @@ def _derive(settings: Settings, file: Path | None, environ: Mapping[str, str]) -
         tls_client_ca_path=put(settings.server.tls_client_ca_path),
     )
     tls_required = settings.security.tls_required
+    if tls_required is None:
+        tls_required = not all(is_loopback(host) for host in (server.host, server.admin_host) if host is not None)
     security = replace(
         settings.security,
         audit_path=put(settings.security.audit_path) or f"{data}/audit/audit.jsonl",
-        tls_required=not is_loopback(server.host) if tls_required is None else tls_required,
+        tls_required=tls_required,
     )
     storage = replace(
         settings.storage, data_dir=data, url=put(settings.storage.url) or f"sqlite:///{data}/inferno.db"

@@ -85,9 +85,12 @@ def check(
             "127.0.0.1, or start with --i-know-this-is-open",
         )
     if security.tls_required and not server.tls_enabled:
+        hosts = f"server.host is {server.host}"
+        if server.admin_host is not None:
+            hosts += f", server.admin_host is {server.admin_host}"
         raise refuse(
             "security.tls_required",
-            f"TLS is required (the default on another address than loopback; server.host is {server.host}), but "
+            f"TLS is required (the default on another address than loopback; {hosts}), but "
             "server.tls_enabled is false; give "
             "tls_cert_path and tls_key_path with tls_enabled=true, or set tls_required=false if TLS ends at a proxy",
         )

@@ -151,7 +151,8 @@ class Server(_Section, frozen=True):
     admin_host: Annotated[
         str | None,
         key(
-            "Address of a second listener for operators (health, metrics); set with admin_port.",
+            "Address of a second listener for operators (health, metrics); set with admin_port. It speaks TLS as the main "
+            "one does, but on loopback where tls_required is false.",
             pattern=r"^[A-Za-z0-9._:%-]{1,255}$",
             expected="an IP address or a host name",
             example="127.0.0.1",
@@ -192,7 +193,7 @@ class Security(_Section, frozen=True):
         key(
             "Refuse to serve without TLS. Plain HTTP on another address than loopback needs an explicit "
             "false (TLS ends at a proxy).",
-            derived="true unless host is loopback",
+            derived="true unless host and admin_host are loopback",
         ),
     ] = None
     min_tls_version: Annotated[Literal["1.2", "1.3"], key("Oldest TLS version that is spoken.")] = "1.2"

@@ -173,7 +173,7 @@ class Worker:
             server_header=False,
             date_header=True,
             timeout_graceful_shutdown=math.ceil(server.shutdown_grace_seconds),
-            ssl_context_factory=self._assembly.tls_factory if needs_tls(name, server) else None,
+            ssl_context_factory=self._assembly.tls_factory if needs_tls(name, settings) else None,
         )
         return _Server(uvicorn_settings, edge, self._started)
 
@@ -226,9 +226,10 @@ class Worker:
                 task.cancel()
 
 
-def needs_tls(listener: str, server: config.Server) -> bool:
-    """Whether a listener speaks TLS when TLS is on: all but the operators' on loopback."""
-    return listener == "main" or not config.is_loopback(server.admin_host or "")
+def needs_tls(listener: str, settings: config.Settings) -> bool:
+    """Whether a listener speaks TLS when TLS is on: all but the operators' on loopback where it is not required."""
+    is_local = config.is_loopback(settings.server.admin_host or "")
+    return listener == "main" or settings.security.tls_required is True or not is_local
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from inferno import tls
-from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, eventually, running
+from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, eventually, free_port, running
 
 pytestmark = pytest.mark.e2e
 TIMEOUT = 10
@@ -164,6 +164,22 @@ def test_net_1_sec_154_plain_bytes_close_unread_and_no_plain_listener_exists(ser
     assert b"HTTP/" not in answer  # no redirect, no error page: at most a TLS alert
     assert key not in server.output()
     assert ports_of(server) == {server.port}
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_net_1_where_tls_is_required_the_operators_listener_speaks_it_too(tmp_path, required):
+    port = free_port()
+    extra = f"""admin_host = "127.0.0.1"
+admin_port = {port}
+[security]
+tls_required = {str(required).lower()}"""
+    with tls_server(tmp_path, extra=extra) as server:
+        request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert (b"200 OK" in raw_plain(port, request)) is not required
+        if required:
+            assert b"HTTP/" not in raw_plain(port, request)
+            with server.http() as client:
+                assert client.get(f"https://127.0.0.1:{port}/metrics").status_code == 200
 
 
 def test_net_2_hsts_stands_on_tls_answers_and_only_there(server, tmp_path):

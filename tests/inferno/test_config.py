@@ -383,6 +383,17 @@ def test_tls_is_required_elsewhere_unless_it_is_said_not_to_be(
     assert any("plain HTTP" in warning for warning in loaded.warnings)
 
 
+def test_an_operators_listener_on_another_address_needs_tls_too(everything_built: None, tmp_path: Path) -> None:
+    operators = {"INFERNO_SERVER_ADMIN_HOST": "0.0.0.0", "INFERNO_SERVER_ADMIN_PORT": "9090"}
+    message = refusal(tmp_path, environ=operators)
+    assert "security.tls_required: TLS is required" in message
+    assert "server.admin_host is 0.0.0.0" in message
+    loaded = load(tmp_path, environ={**operators, "INFERNO_SECURITY_TLS_REQUIRED": "false"})
+    assert any("plain HTTP" in warning for warning in loaded.warnings)
+    local = {**operators, "INFERNO_SERVER_ADMIN_HOST": "127.0.0.1"}
+    assert load(tmp_path, environ=local).settings.security.tls_required is False
+
+
 def test_rules_between_keys(everything_built: None, tmp_path: Path) -> None:
     assert "needs server.tls_cert_path" in refusal(tmp_path, "[server]\ntls_enabled = true\n")
     assert "go together" in refusal(tmp_path, "[server]\nadmin_port = 9000\n")
