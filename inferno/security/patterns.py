@@ -21,6 +21,7 @@ MAX_POSITIONS = 60_000
 MAX_REPEAT = 100
 MAX_LOOKBACK = 16
 MAX_FACTORS = 300
+LITERAL_BYTES = 8
 
 Node = tuple[
     object, ...
@@ -273,10 +274,13 @@ def _longest(node: Node) -> int | None:
 
 @dataclass(frozen=True)
 class Mark:
-    """A literal of one, two or four bytes that announces a pattern; `offset` is its largest distance from the start."""
+    """A literal that announces a pattern, and the part of it that the skip loop looks for first."""
 
-    text: bytes
-    offset: int
+    literal: bytes  # lower case; each match of the pattern holds it, or a literal of its other marks
+    at: int  # where in the literal the window begins
+    size: int  # of the window: four bytes, two of which one is punctuation, or one rare mark
+    key: int  # of a short window: which byte the loop looks for
+    offset: int  # of the window, at most, from the start of a match
     cost: float  # how common it is in prose: three steps are a factor of ten
 
 
@@ -288,40 +292,36 @@ _PAIR_COST = {
 
 
 @lru_cache(maxsize=1 << 16)
-def _best_window(string: bytes, limit: int) -> tuple[float, int, int] | None:
-    """What the skip loop can look for in a literal, the rarest first: (cost, offset, size).
+def _best_window(string: bytes, limit: int) -> tuple[float, int, int, int] | None:
+    """What the skip loop can look for in a literal, the rarest first: (cost, offset, size, key).
 
     Four bytes of any kind, two of which one is punctuation, or one mark that prose seldom holds.
     """
-    best: tuple[float, int, int] | None = None
+    best: tuple[float, int, int, int] | None = None
 
-    def offer(cost: float, offset: int, size: int) -> None:
+    def offer(cost: float, offset: int, size: int, key: int = 0) -> None:
         nonlocal best
         if offset <= limit and (best is None or cost < best[0]):
-            best = (cost, offset, size)
+            best = (cost, offset, size, key)
 
     text = string.decode("latin-1")
+    pairs = [_PAIR_COST.get(text[i : i + 2], 2) for i in range(len(text) - 1)]
     for i in range(len(text) - 3):
-        a, b, c = text[i : i + 2], text[i + 1 : i + 3], text[i + 2 : i + 4]
-        offer(_PAIR_COST.get(a, 2) + _PAIR_COST.get(b, 2) + _PAIR_COST.get(c, 2) + i / 8, i, 4)
+        offer(sum(pairs[i : i + 3]) + i / 8, i, 4)
     for i in range(len(text) - 1):
-        punctuation = [c for c in text[i : i + 2] if not c.isalnum() and not c.isspace() and ord(c) < 128]
+        punctuation = [k for k in (i, i + 1) if _is_punctuation(text[k])]
         if punctuation:
-            offer(
-                11
-                if len(punctuation) == 2
-                else 13
-                if punctuation[0] in _RAREST_MARKS
-                else 20
-                if punctuation[0] in _RARE_MARKS
-                else 30,
-                i,
-                2,
-            )
+            key = min(punctuation, key=lambda k: (text[k] not in _RAREST_MARKS, text[k] not in _RARE_MARKS))
+            rare = 13 if text[key] in _RAREST_MARKS else 20 if text[key] in _RARE_MARKS else 30
+            offer(11 if len(punctuation) == 2 else rare, i, 2, key - i)
     for i, char in enumerate(text):
         if char in _RARE_MARKS:
             offer(14 if char in _RAREST_MARKS else 22, i, 1)
     return best
+
+
+def _is_punctuation(char: str) -> bool:
+    return not char.isalnum() and not char.isspace() and ord(char) < 128
 
 
 def marks(node: Node, text: str) -> list[Mark]:
@@ -407,7 +407,11 @@ def _window_set(strings: list[bytes] | None, before: int) -> tuple[float, list[M
         if window is None:
             return None
         worst = max(worst, window[0])
-        found.append(Mark(string[window[1] : window[1] + window[2]], before + window[1], window[0]))
+        cost, at, size, key = window
+        # What stands around the window tells it from look-alikes; more than eight bytes would add little.
+        start = max(0, min(at - 2, len(string) - LITERAL_BYTES))
+        literal = string[start : start + LITERAL_BYTES]
+        found.append(Mark(literal, at - start, size, key, before + at, cost))
     return worst + len(strings) / 32 + before / 4, found
 
 
@@ -508,7 +512,8 @@ def compile_patterns(patterns: Sequence[str]) -> Tables:
         accept=[accept.get(p, -1) for p in range(len(positions.charset))],
         num_patterns=len(patterns),
         marks=tuple(found),
-        lookback=max((mark.offset for few in found for mark in few), default=0),
+        # The skip loop may name the second byte of a window.
+        lookback=1 + max((mark.offset for few in found for mark in few), default=0),
     )
 
 

@@ -172,6 +172,19 @@ def shipped_rules() -> list[Rule]:
     return rules
 
 
+def stages_of(rules: Iterable[Rule]) -> tuple[list[str], list[list[tuple[list[int], int]]]]:
+    """Every pattern of some rules once, and each rule as stages: (numbers of its patterns, within)."""
+    patterns: dict[str, int] = {}
+    sequences = []
+    for rule in rules:
+        sequence = []
+        for stage in rule.stages:
+            numbers = [patterns.setdefault(spelling, len(patterns)) for spelling in _spellings(stage)]
+            sequence.append((numbers, rule.within))
+        sequences.append(sequence)
+    return list(patterns), sequences
+
+
 def compile_rules(rules: Iterable[Rule]) -> RuleSet:
     """One scanner for all rules; of two with the same id the later one stands."""
     by_id: dict[str, Rule] = {}
@@ -179,16 +192,9 @@ def compile_rules(rules: Iterable[Rule]) -> RuleSet:
         by_id[rule.id] = rule
     kept = tuple(by_id.values())
     scanned = tuple(rule for rule in kept if rule.stages and not (rule.content == rule.identifier == "off"))
-    patterns: dict[str, int] = {}
-    sequences: list[list[tuple[list[int], int]]] = []
-    for rule in scanned:
-        sequence = []
-        for stage in rule.stages:
-            numbers = [patterns.setdefault(spelling, len(patterns)) for spelling in _spellings(stage)]
-            sequence.append((numbers, rule.within))
-        sequences.append(sequence)
+    patterns, sequences = stages_of(scanned)
     try:
-        tables = compile_patterns(list(patterns))
+        tables = compile_patterns(patterns)
     except PatternError as error:
         owner = next(
             (r.id for r in scanned for s in r.stages if any(p in str(error) for p in _spellings(s))), "?"

@@ -2,14 +2,23 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
-cdef extern from "prefilter.h" nogil:
-    ctypedef struct inferno_prefilter:
-        uint8_t gram[32768]
-        uint8_t confirm[65536]
-        uint8_t pair[8192]
-    void inferno_mark_pair(inferno_prefilter *filter, uint8_t first, uint8_t second)
-    void inferno_mark_gram(inferno_prefilter *filter, const uint8_t *p)
-    Py_ssize_t inferno_prefilter_next(const inferno_prefilter *filter, const uint8_t *s, Py_ssize_t pos, Py_ssize_t n)
+cdef extern from "scanfilter.h" nogil:
+    ctypedef struct inferno_anchor:
+        int32_t next
+    ctypedef struct inferno_scanfilter:
+        int32_t head[8192]
+        const inferno_anchor *anchors
+        int wide
+    ctypedef struct inferno_scancursor:
+        Py_ssize_t block
+    void inferno_scanfilter_clear(inferno_scanfilter *f)
+    void inferno_add_window(inferno_scanfilter *f, const uint8_t *p)
+    void inferno_set_anchor(inferno_anchor *a, const uint8_t *literal, int size, int at)
+    void inferno_add_mark(inferno_scanfilter *f, uint8_t mark, int alone)
+    void inferno_add_pair(inferno_scanfilter *f, uint8_t first, uint8_t second)
+    uint32_t inferno_head(const uint8_t *p)
+    void inferno_scan_begin(const inferno_scanfilter *f, const uint8_t *s, Py_ssize_t n, inferno_scancursor *c)
+    Py_ssize_t inferno_scan_next(const inferno_scanfilter *f, const uint8_t *s, Py_ssize_t n, inferno_scancursor *c)
 
 cdef enum:
     MAX_STAGES = 4          # patterns in a rule's sequence
@@ -29,9 +38,14 @@ cdef struct State:
     int32_t accept      # offset of its patterns in the accept pool
     int32_t num_accept
 
+cdef class Literals:
+    """What one skip loop looks for."""
+    cdef inferno_scanfilter filter
+    cdef inferno_anchor *anchors
+
 cdef class Scanner:
-    cdef inferno_prefilter filter   # all patterns' literals
-    cdef inferno_prefilter gate     # one stage of each rule: where none of them matches, no rule does
+    cdef Literals filter            # of all patterns
+    cdef Literals gate              # of one stage of each rule: where none of them matches, no rule does
     cdef uint8_t *is_gate           # (num_patterns,)
     cdef uint8_t byte_class[256]
     # The position automaton, fixed.
@@ -59,7 +73,7 @@ cdef class Scanner:
     cdef readonly Py_ssize_t steps  # bytes looked at by the last scan, in the skip loop and in the automaton
 
     cdef list _hits(self, const uint8_t *s, Py_ssize_t n)
-    cdef Py_ssize_t _scan(self, const inferno_prefilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1
+    cdef Py_ssize_t _scan(self, const inferno_scanfilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1
     cdef uint32_t _move(self, uint32_t state, int cls, int starting) except? UNKNOWN
     cdef uint32_t _intern(self, int fresh, int count) except? UNKNOWN
     cdef bint _opens_gate(self, uint32_t state) noexcept

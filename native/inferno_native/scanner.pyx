@@ -1,6 +1,6 @@
 """The scanner: one automaton for all rules, run only around the literals that announce a rule.
 
-The skip loop (prefilter.h) finds the next announced place. From at most `lookback` bytes before it the automaton reads
+The skip loop (scanfilter.h) finds the next announced place. From at most `lookback` bytes before it the automaton reads
 each byte once, forward only: patterns start up to the announced place, and behind it the automaton goes on until none
 is under way. A rule is a pattern or a sequence of up to four with a largest distance between the ends; of each stage
 only the latest end is kept, so a match costs constant time. The whole is linear in the text by construction; `steps`
@@ -41,33 +41,59 @@ cdef void *grow(void *old, Py_ssize_t count, Py_ssize_t size) except NULL:
     return p
 
 
-cdef int fill(inferno_prefilter *filter, texts) except -1:
-    """The literals into a skip loop's tables."""
-    cdef const uint8_t *text
-    cdef bytes data
-    cdef int k
-    memset(filter, 0, sizeof(inferno_prefilter))
-    for data in texts:
-        text = data
-        if len(data) == 4:
-            inferno_mark_gram(filter, text)
-        elif len(data) == 1:
-            for k in range(256):
-                inferno_mark_pair(filter, text[0], <uint8_t>k)
-        elif len(data) == 2:
-            for first in {data[0], data[:1].upper()[0]}:
-                for second in {data[1], data[1:].upper()[0]}:
-                    inferno_mark_pair(filter, <uint8_t>first, <uint8_t>second)
-        else:
-            raise ValueError("a mark has one, two or four bytes")
-    return 0
+cdef class Literals:
+    """The literals of some patterns in a skip loop's tables."""
+
+    def __init__(self, marks, portable=False):
+        cdef const uint8_t *text
+        cdef int count = 0, at
+        cdef uint32_t slot
+        cdef bytes literal
+        if self.anchors != NULL:
+            raise TypeError("Literals are built once")
+        inferno_scanfilter_clear(&self.filter)
+        if portable:
+            self.filter.wide = 0
+        windows = []
+        for mark in sorted(set(marks), key=lambda m: (m.literal, m.at)):
+            text = mark.literal
+            if not 0 <= mark.at <= len(mark.literal) - mark.size or not 0 <= mark.key < mark.size or len(mark.literal) > 8:
+                raise ValueError("a mark's window is outside of its literal")
+            if mark.size == 4:
+                windows.append((mark.literal, mark.at))
+                inferno_add_window(&self.filter, text + <int>mark.at)
+            elif mark.size == 1:
+                inferno_add_mark(&self.filter, text[<int>mark.at], 1)
+            elif mark.size == 2:
+                window = mark.literal[mark.at:mark.at + 2]
+                inferno_add_mark(&self.filter, window[mark.key], 0)
+                for first in {window[0], window[:1].upper()[0]}:
+                    for second in {window[1], window[1:].upper()[0]}:
+                        inferno_add_pair(&self.filter, <uint8_t>first, <uint8_t>second)
+            else:
+                raise ValueError("a window has one, two or four bytes")
+        self.anchors = <inferno_anchor *>allocate(len(windows), sizeof(inferno_anchor))
+        for literal, at in windows:
+            text = literal
+            slot = inferno_head(text + at)
+            inferno_set_anchor(&self.anchors[count], text, <int>len(literal), at)
+            self.anchors[count].next = self.filter.head[slot]
+            self.filter.head[slot] = count
+            count += 1
+        self.filter.anchors = self.anchors
+
+    def __dealloc__(self):
+        PyMem_Free(self.anchors)
 
 
 cdef class Scanner:
     """Compiled rules, shared by all requests of a worker."""
 
-    def __init__(self, tables, rules):
-        """`tables` as compile_patterns gives them; `rules` a list of [(pattern numbers, within), ...], a stage each."""
+    def __init__(self, tables, rules, *, portable=False):
+        """`tables` as compile_patterns gives them; `rules` a list of [(pattern numbers, within), ...], a stage each.
+
+        `portable`: without this machine's vector instructions; the result is the same.
+        """
         cdef Py_ssize_t k, total
         cdef int p, c
         if self.states != NULL:
@@ -81,7 +107,7 @@ cdef class Scanner:
             self.byte_class[k] = tables.byte_class[k]
             if self.byte_class[k] >= self.num_classes:
                 raise ValueError("byte class out of range")
-        self._set_marks(tables.marks, rules)
+        self._set_marks(tables.marks, rules, portable)
         self.takes = <uint8_t *>allocate(self.num_positions * self.num_classes, 1)
         memset(self.takes, 0, self.num_positions * self.num_classes)
         self.pattern_at = <int32_t *>allocate(self.num_positions, sizeof(int32_t))
@@ -119,7 +145,7 @@ cdef class Scanner:
         self._set_rules(rules, tables.num_patterns)
         self._reset()
 
-    def _set_marks(self, marks, rules):
+    def _set_marks(self, marks, rules, portable):
         """Fills both skip loops; the gate knows of each rule the stage whose literals are rarest."""
         cdef int number
         self.is_gate = <uint8_t *>allocate(len(marks), 1)
@@ -128,8 +154,8 @@ cdef class Scanner:
         for sequence in rules:
             for number in min((patterns for patterns, _ in sequence), key=lambda patterns: sum(rate[n] for n in patterns)):
                 self.is_gate[number] = 1
-        fill(&self.filter, [mark.text for few in marks for mark in few])
-        fill(&self.gate, [mark.text for number, few in enumerate(marks) if self.is_gate[<int>number] for mark in few])
+        self.filter = Literals([mark for few in marks for mark in few], portable)
+        self.gate = Literals([mark for number, few in enumerate(marks) if self.is_gate[<int>number] for mark in few], portable)
 
     def _set_rules(self, rules, int num_patterns):
         cdef Py_ssize_t total = 0, k
@@ -200,9 +226,9 @@ cdef class Scanner:
         try:
             memset(last, 0xFF, self.num_rules * (MAX_STAGES + 1) * sizeof(int64_t))
             memset(counts, 0, self.num_rules * sizeof(int32_t))
-            self.steps = self._scan(&self.gate, True, s, n, last, counts, ends)
+            self.steps = self._scan(&self.gate.filter, True, s, n, last, counts, ends)
             if self.steps < 0:
-                self.steps = -self.steps - 2 + self._scan(&self.filter, False, s, n, last, counts, ends)
+                self.steps = -self.steps - 2 + self._scan(&self.filter.filter, False, s, n, last, counts, ends)
             for k in range(self.num_rules):
                 if counts[k]:
                     hits.append((k, counts[k], ends[k]))
@@ -210,26 +236,28 @@ cdef class Scanner:
             PyMem_Free(last)
         return hits
 
-    cdef Py_ssize_t _scan(self, const inferno_prefilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1:
+    cdef Py_ssize_t _scan(self, const inferno_scanfilter *filter, bint gate_only, const uint8_t *s, Py_ssize_t n, int64_t *last, int32_t *counts, int64_t *ends) except? -1:
         """The bytes looked at; with gate_only their negative as soon as a rule's rarest stage matches."""
         cdef Py_ssize_t pos = 0, steps = 0, announced, following
         cdef uint32_t state, target
         cdef int cls
         cdef Py_ssize_t starting
         cdef uint32_t width = 2 * <uint32_t>self.num_classes
+        cdef inferno_scancursor cursor
         # The text begins as if on a new line.
         state = self._move(0, self.byte_class[10], 1)
-        announced = inferno_prefilter_next(filter, s, 0, n)
+        inferno_scan_begin(filter, s, n, &cursor)
+        announced = inferno_scan_next(filter, s, n, &cursor)
         while announced < n:
             if announced - self.lookback > pos:
                 pos = announced - self.lookback
                 state = 0
-            following = inferno_prefilter_next(filter, s, announced + 1, n)
+            following = inferno_scan_next(filter, s, n, &cursor)
             steps -= pos
             while pos < n:
                 while following < n and following - self.lookback <= pos:
                     announced = following
-                    following = inferno_prefilter_next(filter, s, announced + 1, n)
+                    following = inferno_scan_next(filter, s, n, &cursor)
                 starting = pos <= announced
                 if state == 0 and not starting:
                     break

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+
+_OUTSIDE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[^\\\[]", re.DOTALL)
+
+
+def _piece(match: re.Match[str]) -> str:
+    piece = match.group()
+    if piece.startswith("["):
+        return piece.replace(r"\s", r" \t\n\r")
+    if not piece.isascii():
+        return f"(?:{piece})"  # what repeats is the character, not its last byte
+    return {r"\b": "[^0-9A-Za-z_]", "^": r"\n", r"\s": r"[ \t\n\r]", r"\S": r"[^ \t\n\r]"}.get(piece, piece)
+
+
+@lru_cache(maxsize=1024)
+def as_regex(pattern: str) -> re.Pattern[bytes]:
+    """The pattern in Python's own syntax, over bytes."""
+    return re.compile(_OUTSIDE.sub(_piece, pattern).encode(), re.IGNORECASE)
 
 
 def pattern_ends(pattern: str, text: bytes) -> list[int]:
     """All indices at which a match of the pattern ends; the text stands between two line ends."""
     framed = b"\n" + text + b"\n"
-    source = pattern.replace("\\b", "[^0-9A-Za-z_]")
-    compiled = re.compile(source.encode(), re.IGNORECASE)
-    ends = {
-        end
-        for start in range(len(framed))
-        for end in range(start + 1, len(framed) + 1)
-        if compiled.fullmatch(framed, start, end)
-    }
+    compiled = as_regex(pattern)
+    ends: set[int] = set()
+    found = compiled.search(framed)
+    while found:
+        start = found.start()
+        ends.update(end for end in range(start + 1, len(framed) + 1) if compiled.fullmatch(framed, start, end))
+        found = compiled.search(framed, start + 1)
     return sorted(end - 1 for end in ends)
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from inferno_native.scanner import Scanner
 
 from inferno.security.patterns import PatternError, compile_patterns, parse
-from inferno.security.rules import load_rules
+from inferno.security.rules import load_rules, stages_of
 from tests.native import reference_scanner
+from tests.native.guard_cases import load
 
 PATTERNS = [
     "ignore\\b",
@@ -47,6 +48,11 @@ def scanner() -> Scanner:
     return Scanner(compile_patterns(PATTERNS), RULES)
 
 
+@pytest.fixture(scope="module")
+def portable() -> Scanner:
+    return Scanner(compile_patterns(PATTERNS), RULES, portable=True)
+
+
 def numbers(scanner: Scanner, text: str) -> set[int]:
     return {number for number, _, _ in scanner.scan(text.encode())}
 
@@ -57,10 +63,31 @@ def test_inp_9_law_native_and_twin_agree(scanner: Scanner, text: str) -> None:
     assert numbers(scanner, text) == reference_scanner.scan(PATTERNS, RULES, text.encode())
 
 
+def test_inp_9_every_shipped_rule_agrees_with_its_twin() -> None:
+    rules = load_rules()
+    patterns, sequences = stages_of(rules.scanned)
+    fired: set[int] = set()
+    for case in load("scan_attack") + load("scan_benign"):
+        text = case["text"].encode("utf-8", "replace").lower()[:160]
+        expected = reference_scanner.scan(patterns, sequences, text)
+        assert {number for number, _, _ in rules.scanner.scan(text)} == expected, case["id"]
+        fired |= expected
+    assert len(fired) > len(sequences) / 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(TEXTS, st.text(alphabet="qwrz", max_size=40))
 def test_law_what_is_found_is_found_in_a_longer_text(scanner: Scanner, text: str, more: str) -> None:
     assert numbers(scanner, text) <= numbers(scanner, f"{more}\n{text}\n{more}")
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS)
+def test_law_vector_and_portable_loops_agree(scanner: Scanner, portable: Scanner, text: str) -> None:
+    for padding in ("", "x" * 31, "word " * 13):
+        data = (padding + text).encode()
+        assert scanner.scan(data) == portable.scan(data)
+        assert scanner.steps == portable.steps
 
 
 @settings(max_examples=100, deadline=None)
