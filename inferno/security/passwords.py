@@ -3,19 +3,23 @@
 Unicode rule: a password is normalized to NFC when it is set and when it is checked; nothing else changes it, nothing
 is cut off, and any control character (C0, C1, DEL) or lone surrogate is refused. Length is 12 to 1024 code points.
 
-Hashing takes tens of milliseconds and 19 MiB on purpose, so it runs in two threads of low priority, and a thread
-first takes one of two byte locks in shared memory: over all workers of a host at most two passwords are hashed at a
-time. What finds the queue full is refused (503). Runs in front workers, the supervisor and commands.
+Hashing takes tens of milliseconds and 19 MiB on purpose, so it runs in at most two threads of low priority (one on a
+machine of one or two cores), and a thread first takes a byte lock in shared memory: over all workers of a host so many
+passwords are hashed at a time. After each the thread rests, still with its lock, so that a flood of logins leaves the
+cores and the memory bus to inference. What finds the queue full is refused (503). Runs in front workers, the
+supervisor and commands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import struct
 import sys
 import threading
+import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -33,7 +37,8 @@ MAX_LENGTH = 1024  # code points
 MEMORY_KIB = 19 * 1024  # OWASP's minimum for t=2, p=1
 PASSES = 2
 LANES = 1
-NUM_THREADS = 2
+MAX_THREADS = 2
+REST_FACTOR = 3.0  # rest after a hash, in times of the hash itself: a quarter of a core per thread at most
 MAX_WAITING = 16  # per process, beside those being hashed
 _LEET = str.maketrans("@4301!$5782", "aaeoiisstbz")
 
@@ -138,17 +143,30 @@ class Hasher:
         return self._argon.check_needs_rehash(stored)
 
 
-class HashQueue:
-    """Runs a Hasher in two threads for asyncio; `lock_fd` is any shared memory file of the host's processes."""
+def num_threads() -> int:
+    """How many passwords this host hashes at a time."""
+    return MAX_THREADS if (os.cpu_count() or 1) > 2 else 1
 
-    def __init__(self, hasher: Hasher, *, lock_fd: int | None = None, max_waiting: int = MAX_WAITING) -> None:
+
+class HashQueue:
+    """Runs a Hasher in threads for asyncio; `lock_fd` is any shared memory file of the host's processes."""
+
+    def __init__(
+        self,
+        hasher: Hasher,
+        *,
+        lock_fd: int | None = None,
+        max_waiting: int = MAX_WAITING,
+        threads: int | None = None,
+    ) -> None:
         self.hasher = hasher
-        self._max_running = NUM_THREADS + max_waiting
+        num_slots = threads or num_threads()
+        self._max_running = num_slots + max_waiting
         self._num_running = 0
         self._lock_fd = lock_fd
-        self._threads = threading.local()
-        self._slots = iter(range(NUM_THREADS))
-        self._executor = ThreadPoolExecutor(NUM_THREADS, "inferno-password", initializer=self._start_thread)
+        self._local = threading.local()
+        self._slots = iter(range(num_slots))
+        self._executor = ThreadPoolExecutor(num_slots, "inferno-password", initializer=self._start_thread)
 
     async def hash(self, password: str) -> str:
         """Raises ApiError(overloaded) when the queue is full."""
@@ -165,32 +183,53 @@ class HashQueue:
         if self._num_running >= self._max_running:
             raise ApiError("overloaded", "Too many logins at this moment. Try again.", retry_after=2)
         self._num_running += 1
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[object] = loop.create_future()
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._work, what, arguments
-            )
+            self._executor.submit(self._work, what, arguments, loop, answer)
+            return await answer
         finally:
             self._num_running -= 1
 
     def _start_thread(self) -> None:
-        self._threads.slot = next(self._slots)
-        self._threads.fd = None
+        self._local.slot = next(self._slots)
+        self._local.fd = None
         if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 12)  # this thread only
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # this thread only
             if self._lock_fd is not None:  # a file description of its own: locks belong to descriptions
-                self._threads.fd = os.open(f"/proc/self/fd/{self._lock_fd}", os.O_RDWR | os.O_CLOEXEC)
+                self._local.fd = os.open(f"/proc/self/fd/{self._lock_fd}", os.O_RDWR | os.O_CLOEXEC)
 
-    def _work(self, what: str, arguments: tuple[str, ...]) -> object:
-        fd = self._threads.fd
-        if fd is None:
-            return getattr(self.hasher, what)(*arguments)
-        # struct flock: type, whence, start, length, pid. Open-file-description locks go with a dead process.
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_WRLCK, self._threads.slot))
+    def _work(
+        self,
+        what: str,
+        arguments: tuple[str, ...],
+        loop: asyncio.AbstractEventLoop,
+        answer: asyncio.Future[object],
+    ) -> None:
+        fd = self._local.fd
+        if fd is not None:  # open-file-description locks go with a dead process
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_WRLCK, self._local.slot))
+        began = time.thread_time()
         try:
-            return getattr(self.hasher, what)(*arguments)
-        finally:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, self._threads.slot))
+            result: object = getattr(self.hasher, what)(*arguments)
+        except Exception as error:  # the door of this thread: it goes to whoever waits
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(_settle, answer, result)
+        time.sleep(REST_FACTOR * (time.thread_time() - began))
+        if fd is not None:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, self._local.slot))
+
+
+def _settle(answer: asyncio.Future[object], result: object) -> None:
+    if answer.done():  # nobody waits any more
+        return
+    if isinstance(result, BaseException):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
 
 
 def _flock(kind: int, position: int) -> bytes:
+    """struct flock: type, whence, start, length, pid."""
     return struct.pack("hhqqi", kind, os.SEEK_SET, position, 1, 0)

@@ -128,7 +128,7 @@ def test_pwd_3_sec_050_at_most_two_run_and_the_queue_is_short():
             return "done"
 
     async def main():
-        queue = HashQueue(Slow(memory_kib=64, passes=1), max_waiting=4)
+        queue = HashQueue(Slow(memory_kib=64, passes=1), max_waiting=4, threads=2)
         tasks = [asyncio.create_task(queue.hash("x")) for _ in range(50)]
         await asyncio.sleep(0.05)
         gate.set()
@@ -142,6 +142,36 @@ def test_pwd_3_sec_050_at_most_two_run_and_the_queue_is_short():
     assert len(refused) == 44
     assert {(error.code, error.status, error.retry_after) for error in refused} == {("overloaded", 503, 2)}
     assert max(peak) == 2
+
+
+def test_pwd_3_at_most_two_threads_and_one_on_a_small_machine(monkeypatch):
+    for cores, expected in ((1, 1), (2, 1), (3, 2), (64, 2), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert passwords.num_threads() == expected
+
+
+def test_pwd_3_a_thread_rests_after_its_work_but_the_answer_does_not_wait(monkeypatch):
+    rests = []
+    answered = threading.Event()
+
+    def rest(seconds):
+        answered.wait(10)  # the answer arrives while the thread rests
+        rests.append(seconds)
+
+    monkeypatch.setattr(passwords.time, "sleep", rest)
+
+    async def main():
+        queue = HashQueue(Hasher(memory_kib=4096, passes=2))
+        stored = await queue.hash(GOOD)
+        answered.set()
+        assert await queue.verify(stored, GOOD)
+        with pytest.raises(ValueError, match="control"):
+            await queue.hash("a\nb")
+        queue.close()
+
+    asyncio.run(main())
+    assert len(rests) == 3
+    assert rests[0] > 0
 
 
 def test_pwd_3_two_at_a_time_over_all_workers():
@@ -162,7 +192,7 @@ def test_pwd_3_two_at_a_time_over_all_workers():
             return "done"
 
     async def main():
-        queues = [HashQueue(Counting(memory_kib=64, passes=1), lock_fd=os.dup(table.fd)) for _ in range(2)]
+        queues = [HashQueue(Counting(memory_kib=64, passes=1), lock_fd=table.fd, threads=2) for _ in range(2)]
         await asyncio.gather(*(queue.hash("x") for queue in queues for _ in range(10)))
         for queue in queues:
             queue.close()
