@@ -33,6 +33,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-minimal libpython3-stdlib libgomp1 \
     && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
 COPY --from=build /opt/inferno /opt/inferno
+COPY deploy/container-start.txt /opt/inferno/container-start.txt
 RUN install -d -m 0700 -o 65532 -g 65532 /var/lib/inferno
 ENV PATH=/opt/inferno/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 INFERNO_SERVER_HOST=0.0.0.0 INFERNO_STORAGE_DATA_DIR=/var/lib/inferno
 LABEL org.opencontainers.image.title="Inferno" \

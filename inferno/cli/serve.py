@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,11 +21,14 @@ from .. import secrets as secrets_module
 from .. import telemetry
 from ..config import KEYS, Loaded, value_of
 from ..datadir import DataDir, DataLock
+from ..errors import ConfigError
 from ..pool import summary
 from ..pool.supervisor import Supervisor
 from .certificate import CertificateWatch
 from .options import config_option
 from .served import ServedModels
+
+CONTAINER_START = Path(sys.prefix) / "container-start.txt"  # in the image only (Dockerfile)
 
 
 @click.command(
@@ -63,6 +68,31 @@ def serve(
 ) -> None:
     """Serve models over an OpenAI-compatible API. Starts without a model too; refuses to start unsafe, says why and
     how to fix it."""
+    with _complete_line_in_a_container():
+        _serve(config, host, port, workers, models, show_config, as_json, is_open_allowed)
+
+
+@contextmanager
+def _complete_line_in_a_container() -> Iterator[None]:
+    """Whoever starts the image without what it needs is told the whole line, not one missing thing after the other."""
+    try:
+        yield
+    except ConfigError as error:
+        if CONTAINER_START.is_file():
+            raise ConfigError(f"{error}\n\n{CONTAINER_START.read_text().rstrip()}") from None
+        raise
+
+
+def _serve(
+    config: str | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    models: tuple[str, ...],
+    show_config: bool,
+    as_json: bool,
+    is_open_allowed: bool,
+) -> None:
     environ = secrets_module.hide_environment()
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
     certificate = CertificateWatch()

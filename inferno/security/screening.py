@@ -26,6 +26,7 @@ MAX_HEADER_VALUE = 8192
 MAX_DECODINGS = 3
 BLOCK_SCORE = 0.6
 INJECTION_BLOCK_SCORE = 0.85
+LOG_INJECTION = "log-injection"
 SYNTAX = "identifier-syntax"
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:/@+")
 _RESERVED = frozenset(
@@ -184,7 +185,7 @@ class Screener:
         if syntax is not None and mode != "off":
             findings.append(Finding(syntax.rule, syntax.category, syntax.score, mode))
         if mode != "off" and len(value) <= MAX_HEADER_VALUE:
-            for rule in self._detected(value, features) + self._matched(value, features):
+            for rule in self._detected(value, features) + self._in_value(value, features):
                 action = min(rule.identifier, mode, key=_strength)
                 if action != "off":
                     findings.append(Finding(rule.id, rule.category, rule.score, action))
@@ -193,6 +194,14 @@ class Screener:
         action = max((f.action for f in findings), key=_strength)
         code = "input_blocked" if action == "block" else None
         return Screened((value,), tuple(findings), action, _combined(findings), code)
+
+    def _in_value(self, value: str, features: int) -> list[Rule]:
+        """The rules that a value matches. Forging a log needs a line break in it: its start is none."""
+        found = self._matched(value, features)
+        if any(rule.category == LOG_INJECTION for rule in found):
+            inside = self._matched("x" + value, features)
+            found = [rule for rule in found if rule.category != LOG_INJECTION or rule in inside]
+        return found
 
     def _detected(self, value: str, features: int) -> list[Rule]:
         """The detectors that a name sets off: any control character, any invisible one, any disguise."""

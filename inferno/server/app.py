@@ -20,6 +20,7 @@ from .http import Scope
 from .middleware import Cors, HostCheck, Shell
 from .models import Models
 from .pipeline import FrontGate
+from .reference.routes import Reference
 from .routing import ApiRoute, ExactRouter, Gate, Operation, UnknownRoute
 from .services import Services
 
@@ -66,7 +67,9 @@ def create_app(
     """
     own = health_routes(services) if is_admin else [*api_routes(services), *health_routes(services)]
     more = [_opened(route) for route in more_routes] if is_admin else more_routes
-    routes = [*own, *more, UnknownRoute()]
+    reference = Reference(is_open=not services.settings.security.auth_enabled)
+    routes = [*own, *more, *reference.routes(), UnknownRoute()]
+    reference.describe(routes)
     bind(routes, FrontGate(services), services.settings.server.max_body_bytes)
     server = services.settings.server
     return Shell(

@@ -69,6 +69,7 @@ class ApiRoute(BaseRoute):
         self.gate: Gate | None = None
         self.raw_path = path.encode()
         self.is_administration = path.startswith("/api/v1/")
+        self.is_encoded = encoded
         segment = _ID_SEGMENT if encoded else _PLAIN_SEGMENT
         self._names = _PARAMETER.findall(path)
         self._pattern: re.Pattern[bytes] | None = None

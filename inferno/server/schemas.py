@@ -21,6 +21,11 @@ MAX_BIAS = 1024
 MAX_SEED = (1 << 63) - 1
 MAX_TOKENS = (1 << 31) - 1
 
+# What JSON Schema lets the published description say besides; these texts validate nothing.
+MODEL_ID = Meta(extra_json_schema={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}$", "examples": ["default"]})
+NO_TOOLS = Meta(extra_json_schema={"enum": ["none", "auto", None]})
+ONE_MESSAGE = Meta(extra_json_schema={"examples": [[{"role": "user", "content": "Hello"}]]})
+
 Short = Annotated[str, Meta(max_length=512)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
@@ -76,13 +81,15 @@ class TemplateFlags(Struct, frozen=True, forbid_unknown_fields=True):
 class ResponseFormat(Struct, frozen=True):
     """Only `text` is built; the others are known and refused by name."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Annotated[
+        Literal["text", "json_object", "json_schema"], Meta(extra_json_schema={"const": "text"})
+    ]
 
 
 class Generation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Fields that chat and text completions share."""
 
-    model: str | None = None
+    model: Annotated[str, MODEL_ID] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
@@ -237,7 +244,7 @@ class AssistantMessage(_Message, frozen=True, tag="assistant"):
     reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOL_CALLS)] | None = None
     function_call: FunctionCall | None = None
-    audio: dict[str, Any] | None = None
+    audio: Annotated[dict[str, Any] | None, Meta(extra_json_schema={"enum": [None]})] = None
     annotations: Annotated[list[dict[str, Any]], Meta(max_length=1024)] | None = None
     parsed: Any = None  # the official client's helper adds it to what it sends back; no-op
 
@@ -254,7 +261,7 @@ Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAG
 class ChatRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Messages
+    messages: Annotated[Messages, ONE_MESSAGE]
     max_completion_tokens: NumTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -264,10 +271,12 @@ class ChatRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_only=T
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     # looked at, and refused unless they ask for what is there anyway
     response_format: ResponseFormat | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    function_call: str | dict[str, Any] | None = None
-    modalities: list[Literal["text", "audio", "image"]] | None = None
-    store: bool | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, NO_TOOLS] = None
+    function_call: Annotated[str | dict[str, Any] | None, NO_TOOLS] = None
+    modalities: (
+        Annotated[list[Literal["text", "audio", "image"]], Meta(extra_json_schema={"const": ["text"]})] | None
+    ) = None
+    store: Annotated[bool | None, Meta(extra_json_schema={"enum": [False, None]})] = None
     # documented no-ops
     metadata: (
         Annotated[
@@ -285,9 +294,9 @@ class ChatRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_only=T
 class CompletionRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/completions. The prompt's shape (text, texts, ids, lists of ids) is settled by `prompts`."""
 
-    prompt: str | list[str | int | list[TokenId]]
+    prompt: Annotated[str | list[str | int | list[TokenId]], Meta(extra_json_schema={"examples": ["Once"]})]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    echo: bool = False
+    echo: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] = False
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     parse_special: bool = False  # needs use_special_tokens
     add_special: bool = True
@@ -296,9 +305,9 @@ class CompletionRequest(Generation, frozen=True, forbid_unknown_fields=True, kw_
 class TokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/tokenize: one of prompt and messages."""
 
-    model: str | None = None
+    model: Annotated[str, MODEL_ID] | None = None
     prompt: str | None = None
-    messages: Messages | None = None
+    messages: Annotated[Messages, ONE_MESSAGE] | None = None
     chat_template_kwargs: TemplateFlags | None = None
     add_generation_prompt: bool = True
     parse_special: bool = False
@@ -308,5 +317,5 @@ class TokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/detokenize."""
 
-    model: str | None = None
+    model: Annotated[str, MODEL_ID] | None = None
     tokens: Annotated[list[TokenId], Meta(max_length=1 << 20)]

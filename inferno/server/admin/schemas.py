@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 from ...security.principal import KeyLimits
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
-Password = Annotated[str, Meta(max_length=8192)]  # longer ones than 1024 are told so by the rules
+# Longer passwords than 1024 are told so by the rules; the published description says it at once.
+Password = Annotated[str, Meta(max_length=8192, extra_json_schema={"maxLength": 1024})]
 Limit = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Role = Literal["admin", "user", "service", "guest"]
 

@@ -1,0 +1,82 @@
+"""The API description against the running server: schemathesis asks, with every check on, with credentials and without.
+
+Bounded and repeatable: fixed seeds, a fixed number of examples an operation, no database of earlier findings. A context
+of 256 tokens and one generated token a request keep the model's share small (tests/end_to_end/openapi_hooks.py).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT
+from tests.end_to_end.harness import GENEROUS, running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+CONFIG = ROOT / "tests" / "end_to_end" / "schemathesis.toml"
+EXAMPLES = os.environ.get("INFERNO_TEST_OPENAPI_EXAMPLES", "3")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("openapi"), config=GENEROUS.replace("= 1024", "= 256")) as started:
+        yield started
+
+
+def schemathesis(url, folder, *arguments):
+    """Return the report's text; fails with it when a check failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(folder / "openapi.json"),
+         "--url", url, "--checks", "all", "--seed", "20260131", "-n", EXAMPLES, "--continue-on-failure",
+         "--generation-database", "none", "--no-color", "--request-timeout", "60", "--no-shrink", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=540, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def described(server, key, folder):
+    answer = httpx.get(f"{server.url}/openapi.json", headers={"X-API-Key": key}, timeout=30)
+    assert answer.status_code == 200
+    (folder / "openapi.json").write_text(answer.text)
+    return answer.json()
+
+
+def num_tested(report):
+    return int(re.search(r"Tested: (\d+)", report)[1])
+
+
+def test_the_description_is_for_any_authenticated_caller_and_complete(server):
+    key = server.create_key(permissions=["read_models"])["key"]
+    with server.http() as client:
+        for path in ("/openapi.json", "/docs"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        page = client.get("/docs", headers={"X-API-Key": key})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
+    assert "/v1/chat/completions" in page.text
+
+
+def test_schemathesis_with_credentials(server, tmp_path):
+    """Every operation, examples, edges, random bodies and sequences, as the administrator with an API key."""
+    key = server.create_key()["key"]
+    document = described(server, key, tmp_path)
+    report = schemathesis(server.url, tmp_path, "-H", f"Authorization: Bearer {key}")
+    assert num_tested(report) == sum(len(item.keys() - {"parameters"}) for item in document["paths"].values())
+    print(report[-700:])
+    assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
+
+
+def test_schemathesis_without_credentials(server, tmp_path):
+    """The same questions of a stranger: nothing but public routes answers."""
+    document = described(server, server.create_key()["key"], tmp_path)
+    report = schemathesis(server.url, tmp_path, "--phases", "examples,coverage,fuzzing")
+    assert num_tested(report) == sum(len(item.keys() - {"parameters"}) for item in document["paths"].values())
+    print(report[-700:])
+    assert json.loads(httpx.get(f"{server.url}/healthz", timeout=30).text) == {"status": "ok"}
