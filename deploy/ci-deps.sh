@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Debian packages that only CI needs, beyond what the README names. Root. Idempotent.
 set -euo pipefail
-packages=(clang libclang-rt-14-dev prometheus) # fuzzing and sanitizers; promtool and panels over a live server
+packages=(clang libclang-rt-14-dev) # fuzzing and sanitizers
+packages+=(prometheus)              # promtool, and panels over a live server
+packages+=(buildah podman runc debootstrap) # the image, built and run with the guide's flags
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -22,6 +22,7 @@ _GROUPS: tuple[Callable[[Situation], Iterator[Check]], ...] = (
     checklist.checks,
     protection.configuration_checks,
     protection.sandbox_checks,
+    protection.process_checks,
     protection.network_checks,
     protection.limit_checks,
     machine.model_checks,

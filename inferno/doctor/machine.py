@@ -48,6 +48,8 @@ def model_checks(situation: Situation) -> Iterator[Check]:
             yield Check(id, title, "no SHA-256 recorded", verdict, f"inferno models add {model.full_paths[0]}")  # type: ignore[arg-type]
         else:
             yield passed(id, title, f"SHA-256 {model.sha256[0][:16]}…, {model.origin}")
+    yield passed("models.verification", "Model files are verified before use",
+                 f"{settings.verify}; a recorded SHA-256 is {'required' if settings.require_checksum else 'used where there is one'}")
     if settings.source == "direct":
         yield Check("models.source", "Bytes that were verified are the bytes that run", "direct: a writer of the file can "
                     "still change a mapped model", "warn", '[models] source = "copy", or files of mode 0444 that only '

@@ -12,6 +12,7 @@ from pathlib import Path
 from .check import Check, Situation, passed
 
 MIN_LANDLOCK_KERNEL = "5.13"
+_SECRET_NAMES = ("INFERNO_JWT_SECRET", "INFERNO_JWT_SECRET_PREVIOUS", "INFERNO_ADMIN_PASSWORD")
 
 
 def configuration_checks(situation: Situation) -> Iterator[Check]:
@@ -34,7 +35,31 @@ def configuration_checks(situation: Situation) -> Iterator[Check]:
         yield Check("config.not_built", "Every control is built", ", ".join(loaded.not_built), "fail", "upgrade")
     for warning in loaded.warnings:
         yield Check("config.warning", "Configuration warning", warning, "warn", "see docs/configuration.md")
+    yield from _environments(situation)
     yield from _modes(situation)
+
+
+def _environments(situation: Situation) -> Iterator[Check]:
+    """CFG-3: secrets left the environment of every process of a running server."""
+    status = situation.status
+    if status is None:
+        return
+    id, title = "config.environment", "No secret stands in a server process's environment"
+    pids = [status.get("pid"), *(worker.get("pid") for worker in status.get("workers", []))]
+    pids += [model.get("pid") for model in status.get("models", [])]
+    seen, found = 0, set()
+    for pid in filter(None, pids):
+        try:
+            text = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue  # another user's, or not to be dumped: nobody else reads it either
+        seen += 1
+        found |= {name for name in _SECRET_NAMES for entry in text.split(b"\0") if entry.startswith(name.encode() + b"=")}
+    if found:
+        yield Check(id, title, f"{', '.join(sorted(found))} can be read", "fail", "restart the server; report it if it stays")
+    else:
+        yield passed(id, title, f"{seen} of {len([pid for pid in pids if pid])} environments can be read, none has one")
+
 
 
 def _modes(situation: Situation) -> Iterator[Check]:
@@ -90,6 +115,32 @@ def sandbox_checks(situation: Situation) -> Iterator[Check]:
             yield passed(id, title, ", ".join(f"{k} {v}" for k, v in model["sandbox"].items()))
 
 
+def process_checks(situation: Situation) -> Iterator[Check]:
+    """BOX-4, BOX-6: what the server's own process may do, and whose caches are whose."""
+    pid, whose = (os.getpid(), "this command") if situation.status is None else (situation.status["pid"], "the server")
+    status = dict(line.split(":\t", 1) for line in _read(f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    container = Path("/run/.containerenv").exists() or Path("/.dockerenv").exists()
+    id, title = "sandbox.capabilities", "No capabilities, no new privileges"
+    if not status:
+        yield Check(id, title, "cannot be seen here", "warn", "run it on Linux, as the server's user")
+    else:
+        held, is_locked = int(status.get("CapEff", "0"), 16), status.get("NoNewPrivs") == "1"
+        value = f"{whose}: capabilities {held:#x}, no_new_privs {'on' if is_locked else 'off'}"
+        if held or (container and not is_locked):
+            fix = "a user of its own (deploy/systemd/inferno.service); in a container --cap-drop=ALL --security-opt=no-new-privileges"
+            yield Check(id, title, value, "warn", fix)
+        else:
+            yield passed(id, title, value)
+    is_read_only = bool(os.statvfs(f"/proc/{pid}/root" if situation.status else "/").f_flag & os.ST_RDONLY)
+    id, title = "sandbox.root", "The root file system is read-only"
+    if is_read_only or not container:
+        yield passed(id, title, "yes" if is_read_only else "not in a container; systemd: ProtectSystem=strict")
+    else:
+        yield Check(id, title, "no", "warn", "run the container with --read-only")
+    megabytes = situation.loaded.settings.engine.prefix_cache_mb
+    yield passed("sandbox.caches", "Cached prompts are used for their own account only", f"yes, up to {megabytes} MiB a model")
+
+
 def _landlock_abi() -> int:
     """As engine/sandbox.py asks it; commands may not load the engine's modules for more than that."""
     from ..engine.sandbox import landlock_abi
@@ -106,6 +157,8 @@ def network_checks(situation: Situation) -> Iterator[Check]:
         "network.deadlines", "Deadlines",
         f"headers {server.header_timeout_seconds:g} s, idle {server.idle_timeout_seconds:g} s, body 20 s + 1 s/16 KiB",
     )  # fmt: skip
+    yield passed("network.framing", "Requests that two servers could read differently", "refused; HTTP/1.1 only")
+    yield _operators_listener(situation)
     yield passed("network.sizes", "Sizes", f"body {server.max_body_bytes} bytes, headers 16 KiB, URL 8 KiB")
     hosts = ", ".join(server.allowed_hosts) or "localhost, IP addresses, this machine's name"
     if not server.allowed_hosts and not situation.is_loopback:
@@ -114,6 +167,20 @@ def network_checks(situation: Situation) -> Iterator[Check]:
         yield passed("network.allowed_hosts", "Accepted Host names", hosts)
     yield passed("network.cors", "Browser origins", ", ".join(server.cors_origins) or "none")
     yield passed("network.trusted_proxies", "Believed proxies", ", ".join(server.trusted_proxies) or "none")
+
+
+def _operators_listener(situation: Situation) -> Check:
+    """NET-7: metrics and docs are behind a credential, or on an address that only operators reach."""
+    from ..config import is_loopback
+
+    server = situation.loaded.settings.server
+    id, title = "network.operators", "Metrics and documentation are not public"
+    if server.admin_host is None or server.admin_port is None:
+        return passed(id, title, "both need a credential")
+    where = f"{server.admin_host}:{server.admin_port}"
+    if is_loopback(server.admin_host):
+        return passed(id, title, f"metrics need none on {where}, which is loopback")
+    return Check(id, title, f"metrics need no credential on {where}", "warn", f"let only monitoring reach port {server.admin_port}")
 
 
 def limit_checks(situation: Situation) -> Iterator[Check]:
@@ -139,7 +206,3 @@ def _read(path: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 from click.testing import CliRunner
@@ -140,3 +141,61 @@ def test_json_has_the_contract_s_shape_and_exit_codes(config, monkeypatch):
     config.write_text("[security]\nauth_enabled = false")
     assert CliRunner().invoke(command, ["--config", str(config)]).exit_code == 1
     assert CliRunner().invoke(command, ["--config", str(config), "--live"]).exit_code == 1
+
+
+REQUIREMENTS = {  # every requirement of configuration, network and confinement, and the checks that answer it
+    "CFG-1": ["checklist.jwt_secret", "checklist.admin_password", "config.auth_enabled"],
+    "CFG-2": ["config.auth_enabled", "checklist.network_access"],
+    "CFG-3": ["config", "config.environment"],
+    "NET-1": ["checklist.tls", "network.tls_required", "network.min_tls_version"],
+    "NET-2": ["checklist.tls"],
+    "NET-3": ["network.deadlines"],
+    "NET-4": ["network.sizes", "limits.connections"],
+    "NET-5": ["network.framing"],
+    "NET-6": ["network.allowed_hosts", "network.cors"],
+    "NET-7": ["network.operators"],
+    "BOX-1": ["sandbox.landlock", "sandbox.seccomp", "sandbox.engine.m"],
+    "BOX-2": ["sandbox"],
+    "BOX-3": ["server.model.m"],
+    "BOX-4": ["checklist.dedicated_user", "sandbox.capabilities", "sandbox.root"],
+    "BOX-5": ["models.verification", "models.source"],
+    "BOX-6": ["sandbox.caches"],
+}
+
+
+def test_cfg_4_every_requirement_has_a_line_with_its_value_beside_a_running_server(config, monkeypatch):
+    model = {"name": "m", "state": "ready", "sandbox": {"seccomp": "on"}, "slots": 1, "context": 9, "pid": os.getpid()}
+    status = {"models": [model], "pid": os.getpid(), "workers": [{"pid": os.getpid(), "ready": True}], "version": "1"}
+    monkeypatch.setattr(doctor, "_status", lambda data: status)
+    (config.parent / "models").mkdir()
+    (config.parent / "models" / "m.gguf").write_bytes(b"GGUF")
+    checks = examine(config)
+    wanted = {id for ids in REQUIREMENTS.values() for id in ids}
+    assert wanted <= set(checks), wanted - set(checks)
+    assert all(checks[id].value for id in wanted)
+
+
+def test_cfg_3_a_secret_in_a_process_s_environment_is_found(config, monkeypatch):
+    child = subprocess.Popen(["sleep", "60"], env={"INFERNO_JWT_SECRET": SECRET})
+    try:
+        monkeypatch.setattr(doctor, "_status", lambda data: {"pid": child.pid, "models": [], "workers": []})
+        check = examine(config)["config.environment"]
+    finally:
+        child.kill()
+        child.wait()
+    assert check.verdict == "fail"
+    assert "INFERNO_JWT_SECRET" in check.value
+    assert SECRET not in str(check)
+
+
+def test_net_7_an_operators_listener_off_loopback_is_a_warning(config):
+    config.write_text('[server]\nadmin_host = "0.0.0.0"\nadmin_port = 9090\n[security]\ntls_required = false\n')
+    assert examine(config)["network.operators"].verdict == "warn"
+    config.write_text('[server]\nadmin_host = "127.0.0.1"\nadmin_port = 9090\n')
+    assert examine(config)["network.operators"].verdict == "pass"
+
+
+def test_every_check_fits_one_line_and_every_id_is_used_once(config):
+    checks = doctor.examine(str(config), {})
+    assert len({check.id for check in checks}) == len(checks)
+    assert all("\n" not in check.value + check.fix + check.title for check in checks)
