@@ -301,3 +301,11 @@ def test_a_bad_rule_file_is_refused_by_name(text: str, message: str) -> None:
 
 def test_loading_is_shared() -> None:
     assert load_rules() is load_rules()
+
+
+def test_inp_9_a_date_in_a_url_is_no_forged_log_line_and_a_line_break_before_one_is(screener: Screener) -> None:
+    for value in ("2026-01-31", "2026-01-31T08:00:00Z", "2026-01-31T08:00:00%2B00:00"):
+        assert screener.url_value("since", value).action == "allow", value
+    assert screener.identifier("name", "2026-01-31-nightly").action == "allow"
+    for value in ("x%0a2026-01-31", "%0d%0a2026-01-31T08:00:00Z"):
+        assert screener.url_value("since", value).action == "block", value
