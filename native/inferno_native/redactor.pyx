@@ -19,8 +19,11 @@ from cpython.unicode cimport PyUnicode_DATA, PyUnicode_KIND, PyUnicode_READ
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from .redact_literals cimport LITERALS, NUM_LITERALS
 from .redact_numbers cimport email_at, iban_at, number_at
-from .redact_secrets cimport LITERALS, NUM_LITERALS, Literal, jwt_at, literal_verdict, pem_goes_on, url_at
+from .redact_pem cimport pem_goes_on
+from .redact_secrets cimport literal_verdict, url_at
+from .redact_tokens cimport jwt_at
 from .shadow cimport (HIT, K_CARD, K_COUNT, K_EMAIL, K_IBAN, K_IPV4, K_OWN, K_PHONE, K_SSN, MAX_CONTEXT, MAX_LOCAL, MORE, NO,
                       SWALLOW_JWT, SWALLOW_NONE, SWALLOW_PEM, SWALLOW_RUN, Verdict, View, is_alnum, is_alpha, is_digit, is_local,
                       is_url64, set_hit, set_more, set_no)
@@ -50,7 +53,7 @@ cdef enum:
     TABLE = 1024    # open addressing over the literals' windows
 cdef uint32_t TABLE_GRAM[TABLE]
 cdef int TABLE_FIRST[TABLE]     # index into LITERALS plus one; 0: free
-cdef int NEXT[200]              # the next literal with the same window, plus one
+cdef int NEXT[300]              # the next literal with the same window, plus one
 
 
 cdef uint32_t table_slot(uint32_t gram) noexcept nogil:
