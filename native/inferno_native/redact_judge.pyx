@@ -7,7 +7,7 @@ from libc.math cimport log2
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memset, strlen
 
-from .redact_literals cimport A_ALNUM, A_BASE64, A_DOTTED, A_HEX, A_UPPER, A_URL64, A_WORD, F_MIX
+from .redact_literals cimport A_ALNUM, A_BASE64, A_DOTTED, A_HEX, A_QUERY, A_UPPER, A_URL64, A_WORD, F_MIX
 from .shadow cimport is_alnum, is_alpha, is_base64, is_digit, is_lower, is_upper, is_url64, is_word, lower
 
 cdef enum:
@@ -43,6 +43,8 @@ cdef bint in_alphabet(uint8_t c, int alphabet) noexcept nogil:
         return is_url64(c) or c == 46
     if alphabet == A_WORD:
         return is_word(c)
+    if alphabet == A_QUERY:
+        return is_base64(c) or c == 37
     return is_url64(c) or c == 47
 
 

@@ -17,6 +17,7 @@ cdef enum Alphabet:
     A_DOTTED = 5    # base64url and dots
     A_WORD = 6      # letters, digits, underscore
     A_PATH = 7      # base64url and slashes
+    A_QUERY = 8     # base64 and its percent escapes
 
 cdef enum Flag:
     F_EXACT = 1     # no longer run is taken

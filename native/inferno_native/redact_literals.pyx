@@ -59,6 +59,7 @@ def _build():
     _add("SG.", R_KEYED, K_SENDGRID, A_DOTTED, 40, offset=1, pair=True)
     for prefix in ("AccountKey=", "SharedAccessKey=", "accesskey="):
         _add(prefix, R_KEYED, K_AZURE, A_BASE64, 40, 0, F_BODY, offset=len(prefix) - 4, fold=False)
+    _add("sig=", R_KEYED, K_AZURE, A_QUERY, 40, 0, F_BODY | F_MIX)
     _add("inf_", R_KEYED, K_INFERNO, A_WORD, 40)
     for prefix, alphabet, shortest in (
         ("dop_v1_", A_HEX, 40), ("doo_v1_", A_HEX, 40), ("dor_v1_", A_HEX, 40), ("shpat_", A_HEX, 28), ("shpca_", A_HEX, 28),
@@ -86,15 +87,17 @@ def _build():
     _add("-----BEGIN ", R_PEM, K_PEM, offset=5)
     _add("basic ", R_BASIC, K_BASIC, fold=True, offset=1)
     _add("bearer ", R_BEARER, K_BEARER, fold=True)
-    for word in ("password", "passwd", "passphrase", "passwort", "contrase", "pwd=", "pwd:", "pwd ", "pwd\"", "pwd'"):
+    for word in ("password", "passwd", "passphrase", "passwort", "contrase", "pwd=", "pwd:", "pwd ", "pwd\"", "pwd'",
+                 "kennwort", "senha", "wachtwoord", "parola", "mot de passe", "salasana", "adgangskode", "jelszo", "heslo",
+                 "identified by "):
         _add(word, R_WORD, K_GENERIC, flags=F_STRONG, fold=True)
-    for word in ("pass=", "pass:", "passcode"):
+    for word in ("pass=", "pass:", "pass =", "_pass", "passcode"):
         _add(word, R_WORD, K_GENERIC, flags=F_STRONG, fold=True, offset=1 if word != "passcode" else 0)
-    for word in ("secret", "token", "credential"):
+    for word in ("secret", "token", "credential", "clave"):
         _add(word, R_WORD, K_GENERIC, fold=True)
     for word in ("apikey", "api_key", "api-key", "api key"):
         _add(word, R_WORD, K_GENERIC, flags=F_STRONG, fold=True, offset=2)
-    for word in ("access_key", "access-key", "accesskey", "auth_key", "authkey", "auth-key", "signing_key", "encryption_key", "master_key",
+    for word in ("access_key", "access-key", "accesskey", "access key", "auth_key", "authkey", "auth-key", "signing_key", "encryption_key", "master_key",
                  "private_key", "privatekey", "hmac_key", "subscription-key", "license_key", "storage_key", "account_key"):
         _add(word, R_WORD, K_GENERIC, fold=True, offset=word.find("key") - 1)
 

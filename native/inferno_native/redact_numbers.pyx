@@ -397,7 +397,7 @@ cdef void number_at(View *w, Py_ssize_t pos, Verdict *v) noexcept nogil:
         if lead == 40 and pos > 0 and before == 43:
             v.hold = pos - 1
         return
-    if quad(w, start, &d, v):
+    if lead != 43 and quad(w, start, &d, v):
         return
     if not w.personal:
         return

@@ -25,7 +25,7 @@ _keep = []      # the bytes objects that SUFFIXES points into
 _suffixes = ["key", "_key", "-key", "accesskey", "_access_key", "-access-key", "value", "_value", "string", "_base", "_key_base", "keybase",
              "_prod", "_dev", "_test", "_live", "_staging", "_production", "_primary", "_secondary", "_old", "_new", "_current",
              "_previous", "_text", "text", "_plain", "_raw", "_v1", "_v2", "1", "2", "_1", "_2", "_main", "_default", "hash_key",
-             "_token", "token", "-token", "_id_key", "_secret", "secret", "ación", "a"]
+             "_token", "token", "-token", "_id_key", "_secret", "secret", "s", "a"]
 cdef const char *SUFFIXES[64]
 cdef int NUM_SUFFIXES = 0
 for _suffix in _suffixes:
@@ -163,7 +163,7 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     cdef Py_ssize_t i = start + literal.size, id_start = start, k, value, end, size
     cdef uint8_t suffix[25]
     cdef uint8_t quote = 0
-    cdef bint escaped = False, option, loose = False, strong = (literal.flags & F_STRONG) != 0, joined = False, found, closed
+    cdef bint escaped = False, element = False, option, loose = False, strong = (literal.flags & F_STRONG) != 0, joined = False, found, closed
     cdef int kind, lit
     cdef Verdict inner
     set_no(v)
@@ -173,8 +173,11 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     if id_start >= 9 and memcmp(w.s + id_start - 9, b"REDACTED:", 9) == 0:
         return
     option = start - id_start >= 2 and w.s[id_start] == 45 and w.s[id_start + 1] == 45
+    # The letter outside ASCII of a Spanish password.
+    if i + 1 < w.n and w.s[i] == 128 and literal.size == 8 and w.s[i - 1] != 100:
+        i += 1
     # The rest of the name.
-    if is_alnum(w.s[i - 1]):
+    if is_alnum(w.s[i - 1]) or w.s[i - 1] == 128:
         k = i
         while i < w.n and i - k < 24 and (is_word(w.s[i]) or w.s[i] == 45):
             suffix[i - k] = lower(w.s[i])
@@ -252,6 +255,13 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
             return
         joined = True
         i += 6
+    elif w.s[i] == 62 and id_start > 0 and w.s[id_start - 1] == 60:
+        joined = True       # an XML element: what stands up to the next <
+        element = True
+        i += 1
+    elif i > k and (w.s[i] == 34 or w.s[i] == 39) and not closed:
+        joined = True       # SQL: password 'value'
+        loose = True
     elif option and i > k:
         joined = True
         loose = True
@@ -278,6 +288,8 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     if w.s[i] == 34 or w.s[i] == 39 or w.s[i] == 96:
         quote = w.s[i]
         i += 1
+    elif element:
+        quote = 60
     value = i
     end = value
     if quote:
