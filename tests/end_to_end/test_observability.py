@@ -180,10 +180,11 @@ def test_one_scrape_shows_the_whole_server_whichever_worker_answers(server):
     def counted():
         return {float((sample.search(httpx.get(f"http://{server.admin}/metrics").text) or ["", "0"])[1]) for _ in range(8)}
 
+    assert eventually(lambda: len(counted()) == 1)
     (before,) = counted()
     for _ in range(24):  # over new connections: the kernel spreads them over the workers
         assert httpx.get(f"{server.url}/v1/models", headers={"X-API-Key": key}).status_code == 200
-    assert counted() == {before + 24}
+    assert eventually(lambda: counted() == {before + 24}), counted()  # workers may write counts down in batches
 
 
 def test_a_trace_shows_where_a_real_engine_spent_the_time(server, collector):
