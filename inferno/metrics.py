@@ -8,8 +8,12 @@ model, status class, verdict.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import math
 import os
+from collections import Counter as Counts
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -20,11 +24,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ITL_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 _QUEUE_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 120.0, 600.0)
-_DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 600.0)
+DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 600.0)
 
 REQUESTS = Counter("inferno_requests", "HTTP requests answered", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram(
-    "inferno_request_duration_seconds", "Time from request to last byte", ["route"], buckets=_DURATION_BUCKETS
+    "inferno_request_duration_seconds", "Time from request to last byte", ["route"], buckets=DURATION_BUCKETS
 )
 REQUESTS_IN_PROGRESS = Gauge(
     "inferno_requests_in_progress", "Requests being answered", multiprocess_mode="livesum"
@@ -87,6 +91,14 @@ CERTIFICATE_EXPIRY = Gauge(
 AUDIT_FAILING = Gauge(
     "inferno_audit_failing", "1 while the audit log cannot be written", multiprocess_mode="mostrecent"
 )
+
+
+def observe_many(child: Histogram, bounds: Sequence[float], values: Sequence[float]) -> None:
+    """Observe values at once: what `observe` does for each, with one write for each bucket that gets any."""
+    counts = Counts(bisect.bisect_left(bounds, value) for value in values)
+    child._sum.inc(math.fsum(values))
+    for index, count in counts.items():
+        child._buckets[index].inc(count)
 
 
 def worker_ended(pid: int) -> None:

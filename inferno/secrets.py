@@ -135,6 +135,24 @@ def load(settings: Settings, environ: Mapping[str, str]) -> Secrets:
     )
 
 
+def admin_password(settings: Settings, environ: Mapping[str, str]) -> Secret | None:
+    """Return the first administrator's password for a command that works without a server; None: none was given.
+
+    From the places of `load` and as strict. Raises ConfigError.
+    """
+    if not settings.security.auth_enabled:
+        return None
+    data = DataDir(settings.storage.data_dir)
+    name = "INFERNO_ADMIN_PASSWORD"
+    password = _given(name, environ)
+    if password is None:
+        password = _read_secrets_file(data.secrets_file).get(name)
+    if password is None:
+        return None
+    _check(name, password_fault(password), data)
+    return Secret(password)
+
+
 def secret_fault(value: str) -> str | None:
     """Say why a signing secret is refused, or None. Lengths are in characters."""
     if not value.strip():

@@ -1,6 +1,8 @@
 """How the commands of accounts, keys and audit reach the store: beside a running server through its control socket,
 without one by taking the writer's lock and doing the same themselves.
 
+An empty store gets its administrator here as at the first start of a server, if INFERNO_ADMIN_PASSWORD is given.
+
 Also how they read secrets: a prompt, standard input or a file, never the command line.
 """
 
@@ -14,6 +16,7 @@ from typing import Any
 
 import click
 
+from .. import secrets
 from ..config import Settings
 from ..datadir import DataDir, DataLock, read_small
 from ..errors import ApiError, StartError
@@ -21,6 +24,10 @@ from ..pool.control import NoServerError, ask
 from ..pool.verbs import Caller
 
 MAX_SECRET_CHARACTERS = 4096
+_NO_ACCOUNTS = (
+    "There are no accounts yet. Give INFERNO_ADMIN_PASSWORD (or {secrets}), from which the account admin is made, "
+    "or make another one first: inferno users add NAME --role admin"
+)
 
 
 def call(settings: Settings, verb: str, arguments: dict[str, Any] | None = None) -> Any:
@@ -48,16 +55,28 @@ async def _call_here(settings: Settings, data: DataDir, verb: str, arguments: di
 
     if not data.root.is_dir():
         raise StartError(f"{data.root}: no data directory; make one with: inferno init {data.root}")
+    password = secrets.admin_password(settings, os.environ)
     with DataLock(data):
         data.make_keys()
         audit = server_parts.make_audit(settings, data)
         epochs = EpochTable.create()
-        host = IdentityHost(settings, audit, epochs, pepper=data.read_key("pepper"), has_upkeep=False)
+        host = IdentityHost(
+            settings,
+            audit,
+            epochs,
+            pepper=data.read_key("pepper"),
+            admin_password=None if password is None else password.reveal(),
+            has_upkeep=False,
+        )
         audit.start()
         try:
             await host.start()
             verbs = server_parts.make_verbs(settings, data, audit, host)
             return await verbs.call(verb, arguments, Caller(kind="command", pid=os.getpid(), uid=os.getuid()))
+        except ApiError as error:
+            if error.code == "not_found" and await host.is_empty():
+                raise ApiError("not_found", _NO_ACCOUNTS.format(secrets=data.secrets_file)) from None
+            raise
         finally:
             await host.close()
             await audit.close()

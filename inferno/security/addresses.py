@@ -64,6 +64,13 @@ def source_block(address: str, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> Source
     return SourceBlock(6, network.network_address.packed[: (ipv6_prefix + 7) // 8], str(network))
 
 
+@lru_cache(maxsize=8192)
+def usual_form(address: str) -> str:
+    """An address as we write it; text that is none stays as it is."""
+    parsed = parse_address(address)
+    return address if parsed is None else str(parsed)
+
+
 class ClientAddresses:
     """Finds the client's address; `trusted_proxies` are addresses or networks (`10.0.0.0/8`, `::1`).
 
@@ -79,11 +86,13 @@ class ClientAddresses:
 
     def client_address(self, peer: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
         """Return the client's address in its usual form; `headers` are the raw ones, as they came."""
+        if not self._trusted:
+            return usual_form(peer)
         parsed_peer = parse_address(peer)
         if parsed_peer is None:
             return peer
         usual = str(parsed_peer)
-        if not self._trusted or not self.is_trusted(parsed_peer):
+        if not self.is_trusted(parsed_peer):
             return usual
         lines = [(name.lower(), value) for name, value in headers if name.lower() in _READERS]
         if not lines:

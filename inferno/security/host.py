@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from ..config import Security, Settings
 from ..errors import ApiError, ConfigError
+from ..storage import identities
 from ..storage.store import Store
 from ..storage.usage import UsageJournal
 from .accounts import Accounts, AuditSink, KeyPolicy
@@ -109,6 +110,11 @@ class IdentityHost:
                 raise ConfigError(f"INFERNO_ADMIN_PASSWORD: {error.message}") from None
         if self._keeper is not None:
             self._keeper.start()
+
+    async def is_empty(self) -> bool:
+        """Whether there is no account yet."""
+        async with self._store.read() as connection:
+            return not await identities.num_accounts(connection)
 
     def reload(self, settings: Settings) -> None:
         self.accounts.policy = key_policy(settings.security)

@@ -38,7 +38,7 @@ MEMORY_KIB = 19 * 1024  # OWASP's minimum for t=2, p=1
 PASSES = 2
 LANES = 1
 MAX_THREADS = 2
-REST_FACTOR = 3.0  # rest after a hash, in times of the hash itself: a quarter of a core per thread at most
+REST_FACTOR = 5.0  # rest after a hash, in times of the hash itself: a sixth of a core per thread at most
 MAX_WAITING = 16  # per process, beside those being hashed
 _LEET = str.maketrans("@4301!$5782", "aaeoiisstbz")
 

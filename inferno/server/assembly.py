@@ -94,6 +94,7 @@ class Assembly:
 
     async def close(self) -> None:
         """Give back what parts hold."""
+        self.services.observer.flush()
         if self._limiter is not None:
             await self._limiter.store.close()
         if self._identity is not None:

@@ -6,17 +6,31 @@ the first body bytes come; everything else is as in uvicorn. Front workers.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 _NO_BODY = frozenset((204, 304))
+_as_line = b"%b: %b\r\n".__mod__  # of a (name, value) pair
 
 
 class EdgeCycle(RequestResponseCycle):
     """Answers with Content-Length or in chunks. A header that holds a line break is a fault of ours: RuntimeError."""
 
     _head = b""
+
+    async def run_asgi(self, app: Any) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:  # the grace is over, or the supervisor is gone
+            self.logger.warning("an answer was cut: this worker ends")
+        except Exception as error:  # the application logged it with its request id
+            self.logger.error("an answer was cut by a fault of ours: %s", type(error).__name__)
+        finally:
+            if not self.response_complete:
+                self.transport.close()
+            self.on_response = lambda: None
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -36,11 +50,9 @@ class EdgeCycle(RequestResponseCycle):
         self.response_started = True
         self.waiting_for_100_continue = False
         status: int = message["status"]
-        lines = [STATUS_LINE[status]]
-        for name, value in self.default_headers:
-            lines.append(b"%b: %b\r\n" % (name, value))
-        for name, value in message["headers"]:
-            lines.append(b"%b: %b\r\n" % (name, value))
+        headers = message["headers"]
+        lines = [STATUS_LINE[status], *map(_as_line, self.default_headers), *map(_as_line, headers)]
+        for name, value in headers:
             if name == b"content-length":
                 self.expected_content_length = int(value)
                 self.chunked_encoding = False

@@ -6,6 +6,7 @@ Children of labelled metrics are kept, since a look-up by labels costs as much a
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from ..security.addresses import source_block
 from ..security.audit_format import record
 from .http import Context
 
+FLUSH_SECONDS = 0.25
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -29,6 +31,9 @@ class Observer(Protocol):
     def limited(self, policy: str) -> None: ...
     def screened(self, categories: Sequence[str], action: str) -> None: ...
     def redacted(self, counts: dict[str, int]) -> None: ...
+    def authenticated(self, kind: str, verdict: str) -> None: ...
+    def open(self, connections: int, requests: int) -> None: ...
+    def flush(self) -> None: ...
 
 
 class NoObserver:
@@ -55,6 +60,15 @@ class NoObserver:
     def redacted(self, counts: dict[str, int]) -> None:
         pass
 
+    def authenticated(self, kind: str, verdict: str) -> None:
+        pass
+
+    def open(self, connections: int, requests: int) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
 
 class Metrics:
     """Implements Observer over prometheus_client. Make it once per process, after its environment is set."""
@@ -64,11 +78,56 @@ class Metrics:
 
         self._metrics = metrics
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._answers: dict[tuple[str, str, int], int] = {}
+        self._credentials: dict[tuple[str, str], int] = {}
+        self._times: dict[str, list[float]] = {}
+        self._is_flushing = False
 
     def answered(self, route: str, method: str, status: int, began: float) -> None:
-        known = method if method in _METHODS else "other"
-        self._child(self._metrics.REQUESTS, route, known, str(status)).inc()
-        self._child(self._metrics.REQUEST_SECONDS, route).observe(time.perf_counter() - began)
+        answer = (route, method, status)
+        self._answers[answer] = self._answers.get(answer, 0) + 1
+        seconds = time.perf_counter() - began
+        times = self._times.get(route)
+        if times is None:
+            self._times[route] = [seconds]
+        else:
+            times.append(seconds)
+        if not self._is_flushing:
+            self._flush_soon()
+
+    def authenticated(self, kind: str, verdict: str) -> None:
+        judged = (kind, verdict)
+        self._credentials[judged] = self._credentials.get(judged, 0) + 1
+
+    def open(self, connections: int, requests: int) -> None:
+        """Tell how many connections are open and requests under way in this worker now."""
+        self._metrics.CONNECTIONS.set(connections)
+        self._metrics.REQUESTS_IN_PROGRESS.set(requests)
+
+    def flush(self) -> None:
+        """Bring what was counted since into the files that scrapes read."""
+        self._is_flushing = False
+        metrics = self._metrics
+        answers, self._answers = self._answers, {}
+        for (route, method, status), count in answers.items():
+            known = method if method in _METHODS else "other"
+            self._child(metrics.REQUESTS, route, known, str(status)).inc(count)
+        credentials, self._credentials = self._credentials, {}
+        for judged, count in credentials.items():
+            self._child(metrics.AUTH_VERDICTS, *judged).inc(count)
+        times, self._times = self._times, {}
+        for route, values in times.items():
+            metrics.observe_many(self._child(metrics.REQUEST_SECONDS, route), metrics.DURATION_BUCKETS, values)
+
+    def _flush_soon(self) -> None:
+        """Every request passes here: counts are collected for a moment, since each write to a file costs a microsecond."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        self._is_flushing = True
+        loop.call_later(FLUSH_SECONDS, self.flush)
 
     def first_token(self, model: str, began: float) -> None:
         self._child(self._metrics.TTFT_SECONDS, model).observe(time.perf_counter() - began)

@@ -28,8 +28,9 @@ from .services import Lease, Reservation, Services
 
 logger = logging.getLogger("inferno.requests")
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
-RECHECK_SECONDS = 0.5  # a running stream asks so often whether its caller still stands
+RECHECK_SECONDS = 0.5  # a running answer asks so often whether its caller still stands and the server goes on
 NOTE_TOKENS = 64
+NO_RETRY = ("x-should-retry", "false")
 
 
 class FrontGate:
@@ -45,17 +46,24 @@ class FrontGate:
             await services.meter.source(context)
         if policy.public:
             return
-        principal = await services.authenticator.authenticate(
-            request.headers, request.query, context.source, context.request_id
-        )
+        try:
+            principal = await services.authenticator.authenticate(
+                request.headers, request.query, context.source, context.request_id
+            )
+        except ApiError as error:
+            services.observer.authenticated("none", error.code)
+            raise
         context.principal = principal
+        kind = "session" if principal.actor_type == "user" else principal.actor_type
+        services.observer.authenticated(kind, "accepted")
         if policy.buckets:
             await services.meter.requests(context, principal)
         verdict = allow(policy, principal)
         if not verdict.allowed:
             services.recorder.refused(context, principal, verdict.reason)
-        require(principal, policy)
-        services.guards.query(context, request.query)
+            require(principal, policy)
+        if request.query:
+            services.guards.query(context, request.query)
 
     def answered(self, request: Request, route: str) -> None:
         """Count an answer. Without one: 499 where the client left before it began, as proxies log it, else 500, which
@@ -230,18 +238,7 @@ class Run:
         """
         if self.call is None:
             raise EngineError("engine_failed", "Nothing was started.")
-        try:
-            events = await self.call.events(timeout_seconds)
-        except EngineError as error:
-            if self.request.is_gone:
-                self._result = "cancelled"
-                raise ClientGone from None
-            self._result = error.code
-            raise to_api_error(error) from None
-        if self.request.is_gone:
-            self._result = "cancelled"
-            raise ClientGone
-        self._recheck()
+        events = await self._next_events(self.call, timeout_seconds)
         if events:
             self._observe_arrival()
         found = []
@@ -258,6 +255,35 @@ class Run:
             self._num_noted = self.completion_tokens
             self.reservation.note(self.prompt_tokens + self.completion_tokens)
         return found
+
+    async def _next_events(self, call: EngineCall, timeout_seconds: float | None) -> list[Event]:
+        """Wait for events in short pieces: between them the caller and the server are looked at, tokens or none."""
+        waited = 0.0
+        while True:
+            piece = RECHECK_SECONDS
+            if timeout_seconds is not None:
+                piece = min(piece, timeout_seconds - waited)
+            try:
+                events = await call.events(piece)
+            except EngineError as error:
+                if self.request.is_gone:
+                    self._result = "cancelled"
+                    raise ClientGone from None
+                self._result = error.code
+                raise self._not_again(to_api_error(error)) from None
+            if self.request.is_gone:
+                self._result = "cancelled"
+                raise ClientGone
+            self._recheck()
+            waited += piece
+            if events or (timeout_seconds is not None and waited >= timeout_seconds):
+                return events
+
+    def _not_again(self, error: ApiError) -> ApiError:
+        """A generation that had begun is not repeated by the client on its own: it may have cost much already."""
+        if self.completion_tokens:
+            error.headers += (NO_RETRY,)
+        return error
 
     def close(self) -> None:
         """Cancel what still runs, give back what was not used, and record; idempotent, never raises."""
@@ -322,10 +348,13 @@ class Run:
         self._last_event_at = now
 
     def _recheck(self) -> None:
-        now = time.monotonic()
-        if now - self._checked_at < RECHECK_SECONDS:
+        now = self.services.clock()
+        if now - self._checked_at < RECHECK_SECONDS / 2:
             return
         self._checked_at = now
+        if now >= self.services.ends_at:
+            self._result = "shutting_down"
+            raise self._not_again(ApiError("shutting_down", "The server is stopping.", retry_after=5.0))
         if not self.services.authenticator.is_current(self.request.principal):
             self._result = "revoked"
             raise ApiError("invalid_api_key", "No valid credential was sent.")

@@ -23,7 +23,7 @@ from ..errors import CODES, ApiError
 from ..security.addresses import ClientAddresses, parse_address, source_block
 from .cycle import EdgeCycle
 from .http import error_reply
-from .http_rules import ChunkScanner, Refused, check_head, check_partial
+from .http_rules import ChunkScanner, Head, Refused, check_head, check_partial
 from .middleware import SECURITY_HEADERS, new_request_id
 
 SWEEP_SECONDS = 0.5
@@ -35,6 +35,7 @@ FIRST_BYTES_SECONDS = 2.0  # at the worker's end: for the first request of a con
 OVER_CAP_SECONDS = 1.0
 MAX_OVER_CAP = 128  # connections above the cap that still get an answer; more are cut
 HANDSHAKES_OVER_CAP = 8  # connections above a cap that may still shake hands, to be told so
+MAX_KNOWN_HEAD_BYTES = 2048  # of a connection's last head, kept to compare the next with
 MAX_HELD_BYTES = 65536  # of a pipelined request that waits
 
 # Where a connection stands.
@@ -160,6 +161,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self.was_over_cap = False
         self._over_code = ""
         self._partial_head = b""
+        self._known_head = b""  # checked already
+        self._known_framing = Head(0, False)
         self._missing = 0  # body bytes that have not come (LENGTH)
         self._chunks: ChunkScanner | None = None
         self._body_started = 0.0
@@ -260,7 +263,10 @@ class EdgeProtocol(HttpToolsProtocol):
             return b""
         self._partial_head = b""
         head, rest = data[: end + 4], data[end + 4 :]
-        framing = check_head(head)
+        if head != self._known_head:  # most requests of a connection have the head of the one before
+            self._known_framing = check_head(head)
+            self._known_head = head if len(head) <= MAX_KNOWN_HEAD_BYTES else b""
+        framing = self._known_framing
         if framing.content_length > self.edge.max_body_bytes:
             raise Refused("request_too_large", f"The body is larger than {self.edge.max_body_bytes} bytes.")
         self._is_message_complete = False

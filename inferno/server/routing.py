@@ -122,7 +122,6 @@ class ApiRoute(BaseRoute):
 
     async def _answer(self, request: Request) -> Reply | StreamReply:
         operation = self.operations.get(request.method)
-        allowed = ", ".join(sorted({*self.operations, "OPTIONS"}))
         if self.gate is None:
             raise StartError("a route outside of the application")
         request.context.is_administration = self.is_administration
@@ -131,6 +130,7 @@ class ApiRoute(BaseRoute):
                 (entry.policy for entry in self.operations.values()), key=lambda policy: not policy.public
             )
             await self.gate.admit(request, Policy(public=strictest.public, buckets=strictest.buckets))
+            allowed = ", ".join(sorted({*self.operations, "OPTIONS"}))
             if request.method == "OPTIONS":
                 return Reply(204, b"", [(b"allow", allowed.encode())])
             raise ApiError(

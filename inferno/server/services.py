@@ -7,7 +7,9 @@ for the setting that turns it off. Front workers.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -196,6 +198,8 @@ class Services:
         self.observer: Observer = observer or NoObserver()
         self.tracer = tracer  # None: traces are off, and nothing is noted for them
         self.is_draining = False
+        self.clock: Callable[[], float] = time.monotonic
+        self.ends_at = math.inf  # by that clock: answers that still run are ended with an error
         self._cache_key = hashlib.blake2b(cache_key).digest() if cache_key else secrets.token_bytes(32)
 
     def tag(self, principal: Principal) -> PrincipalTag:

@@ -38,11 +38,14 @@ from ..pool.engines import Engines
 from .app import create_app
 from .assembly import Assembly, assemble
 from .control import Control
+from .observing import Observer
 from .protocol import Edge, EdgeProtocol
 from .tls_listener import TlsListener
 
 logger = logging.getLogger("inferno.server")
 SETTINGS_TIMEOUT_SECONDS = 30.0
+OPEN_SECONDS = 1.0  # how old the gauges of connections and requests are at most
+ENDING_SECONDS = 1.0  # of the grace: for the error events of answers that are cut
 
 
 class _Server(uvicorn.Server):
@@ -50,7 +53,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, settings: uvicorn.Config, edge: Edge, on_started: Callable[[], None]) -> None:
         super().__init__(settings)
-        self._edge = edge
+        self.edge = edge
         self._on_started = on_started
 
     @contextlib.contextmanager
@@ -64,7 +67,7 @@ class _Server(uvicorn.Server):
             await super().startup(sockets=[])
             for sock in sockets or ():
                 self.servers.append(
-                    TlsListener(sock, self.config.ssl, self._edge, self._make_protocol)  # type: ignore[arg-type]
+                    TlsListener(sock, self.config.ssl, self.edge, self._make_protocol)  # type: ignore[arg-type]
                 )
         self._on_started()
 
@@ -134,12 +137,25 @@ class Worker:
         for name, listener in zip(message.listeners, listeners, strict=True):
             self._servers.append(self._make_server(name, settings))
             listener.setblocking(False)
-        await asyncio.gather(
-            *(
-                server.serve(sockets=[listener])
-                for server, listener in zip(self._servers, listeners, strict=True)
+        counting = asyncio.get_running_loop().create_task(self._tell_open(self._assembly.services.observer))
+        try:
+            await asyncio.gather(
+                *(
+                    server.serve(sockets=[listener])
+                    for server, listener in zip(self._servers, listeners, strict=True)
+                )
             )
-        )
+        finally:
+            counting.cancel()
+
+    async def _tell_open(self, observer: Observer) -> None:
+        """Keep the gauges of connections and requests up to date."""
+        while True:
+            observer.open(
+                sum(len(server.edge.connections) for server in self._servers),
+                sum(len(server.server_state.tasks) for server in self._servers),
+            )
+            await asyncio.sleep(OPEN_SECONDS)
 
     def _make_server(self, name: str, settings: config.Settings) -> _Server:
         if self._assembly is None:
@@ -209,10 +225,13 @@ class Worker:
             if self._first is not None and not self._first.done():
                 self._first.set_exception(ProtocolError("stopped before the start"))
             return
-        self._assembly.services.is_draining = True
+        services = self._assembly.services
+        if grace_seconds is None:
+            grace_seconds = services.settings.server.shutdown_grace_seconds
+        services.is_draining = True
+        services.ends_at = services.clock() + grace_seconds - min(ENDING_SECONDS, grace_seconds / 4)
         for server in self._servers:
-            if grace_seconds is not None:
-                server.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
+            server.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
             server.should_exit = True
 
     def _control_closed(self) -> None:

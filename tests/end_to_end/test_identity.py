@@ -9,6 +9,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -346,6 +347,29 @@ def test_me_tells_permissions_limits_and_what_is_left(server, admin):
     assert left["hour", "principal"]["remaining"] <= 10_000_000
 
 
+def test_gauges_and_verdicts_of_all_workers_stand_in_one_scrape(server, admin):
+    """Connections and judged credentials, whichever worker has them."""
+    key = make_key(admin)["key"]
+
+    def value(sample):
+        lines = admin("GET", "/metrics").text.splitlines()
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(sample)), 0.0)
+
+    accepted = 'inferno_auth_verdicts_total{kind="key",verdict="accepted"}'
+    refused = 'inferno_auth_verdicts_total{kind="none",verdict="invalid_api_key"}'
+    before = value(accepted), value(refused), value("inferno_connections ")
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+    try:
+        for number in range(12):
+            Api(server, key if number % 2 else "inf_no")("GET", "/v1/models")
+        assert eventually(lambda: (value(accepted), value(refused)) == (before[0] + 6, before[1] + 6))
+        assert eventually(lambda: value("inferno_connections ") >= 40)
+    finally:
+        for connection in idle:
+            connection.close()
+    assert eventually(lambda: value("inferno_connections ") < 40)
+
+
 # ---------------------------------------------------------------- revocation
 
 
@@ -499,9 +523,33 @@ def test_sec_143_sec_036_a_revocation_that_was_answered_survives_kill_9_of_every
         assert server.stop() == 0
 
 
+def test_pwd_6_a_command_on_an_empty_store_makes_the_administrator_as_a_start_does(tmp_path):
+    server = RunningServer(tmp_path, config=CONFIG)  # never started
+    password = server.environment.pop("INFERNO_ADMIN_PASSWORD")
+    refused = command(server, "keys", "create", "first")
+    assert refused.returncode != 0
+    assert "no accounts yet" in refused.stderr
+    assert "INFERNO_ADMIN_PASSWORD" in refused.stderr
+    server.environment["INFERNO_ADMIN_PASSWORD"] = "short"
+    weak = command(server, "keys", "create", "first")
+    assert weak.returncode == 78
+    assert "INFERNO_ADMIN_PASSWORD" in weak.stderr
+    server.environment["INFERNO_ADMIN_PASSWORD"] = password
+    made = json.loads(command(server, "keys", "create", "first", "--json").stdout)
+    server.environment["INFERNO_ADMIN_PASSWORD"] = "another-Password-1"  # means nothing any more
+    assert [key["id"] for key in json.loads(command(server, "keys", "list", "--json").stdout)] == [made["id"]]
+    try:
+        server.start(ready=False)
+        assert Api(server, made["key"])("GET", "/v1/models").status_code == 200
+        assert login(server, "admin", password)
+    finally:
+        server.stop()
+
+
 def test_commands_work_without_a_server_under_the_writers_lock(tmp_path):
     server = RunningServer(tmp_path, config=CONFIG)  # never started
     assert command(server, "users", "add", "ann", "--password-stdin", stdin=PASSWORD).returncode == 0
+    assert {row["username"] for row in json.loads(command(server, "users", "list", "--json").stdout)} == {"admin", "ann"}
     made = json.loads(command(server, "keys", "create", "k", "--user", "ann", "--json").stdout)
     assert [key["id"] for key in json.loads(command(server, "keys", "list", "--json").stdout)] == [made["id"]]
     assert command(server, "keys", "revoke", made["id"]).returncode == 0
@@ -510,8 +558,8 @@ def test_commands_work_without_a_server_under_the_writers_lock(tmp_path):
     data = log.read_bytes()
     log.write_bytes(data.replace(b'"key.create"', b'"key.revoke"'))
     broken = command(server, "audit", "verify", "--json")
-    assert (broken.returncode, json.loads(broken.stdout)["first_bad"]) == (1, 2)
-    log.write_bytes(data[: data.rindex(b'{"seq":3')])
+    assert (broken.returncode, json.loads(broken.stdout)["first_bad"]) == (1, 3)
+    log.write_bytes(data[: data.rindex(b'{"seq":4')])
     assert command(server, "audit", "verify").returncode == 1
     log.unlink()
     log.mkdir()

@@ -114,3 +114,20 @@ def test_every_metric_has_the_prefix_and_help(tmp_path: Path) -> None:
 def test_no_label_holds_a_tenants_text(label: str) -> None:
     source = (Path(__file__).resolve().parents[2] / "inferno" / "metrics.py").read_text()
     assert f'"{label}"' not in source
+
+
+def test_many_observations_at_once_count_as_one_by_one(tmp_path: Path) -> None:
+    script = """
+import sys
+from inferno import metrics
+values = [0.0001, 0.005, 0.0051, 0.3, 0.3, 7.0, 599.0, 600.0, 601.0]
+for value in values:
+    metrics.REQUEST_SECONDS.labels("one").observe(value)
+metrics.observe_many(metrics.REQUEST_SECONDS.labels("many"), metrics.DURATION_BUCKETS, values)
+sys.stdout.write(metrics.render().decode())
+"""
+    lines = [line for line in run(tmp_path, script).splitlines() if 'route="' in line]
+    one = sorted(line.replace('"one"', "R") for line in lines if '"one"' in line)
+    many = sorted(line.replace('"many"', "R") for line in lines if '"many"' in line)
+    assert len(one) == 14
+    assert one == many

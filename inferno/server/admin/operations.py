@@ -146,6 +146,7 @@ class OperationRoutes:
             raise ApiError("not_found", "Metrics are turned off.")
         from ... import metrics  # reads the folder's name from the environment at its import
 
+        self._services.observer.flush()
         return Reply(200, metrics.render(), [(b"content-type", metrics.CONTENT_TYPE.encode("ascii"))])
 
     async def _said(self, request: Request, event: str, *, target: str, reason: str) -> None:

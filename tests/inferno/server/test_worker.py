@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,8 @@ def stream(worker: WorkerUnderTest, text: str, results: list[Any]) -> threading.
             chunks = [
                 json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")
             ]
-            results.append("".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks))
+            results.append("".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if "choices" in chunk))
+            results.extend(chunk["error"]["code"] for chunk in chunks if "error" in chunk)
         except httpx.HTTPError as error:
             results.append(error)
 
@@ -63,16 +65,32 @@ def test_sigterm_finishes_running_answers_and_takes_no_new_ones() -> None:
             assert sock.connect_ex(("127.0.0.1", worker.port)) != 0
 
 
-def test_drain_ends_within_its_grace() -> None:
+def test_drain_ends_within_its_grace_and_tells_the_streams_that_it_cuts(capfd: pytest.CaptureFixture[str]) -> None:
     with running_worker() as worker:
         results: list[Any] = []
         thread = stream(worker, "!slow " + "x" * 1000, results)
         started = time.monotonic()
-        worker.control.send(Drain(grace_seconds=1.0))
-        assert worker.process.wait(10) == 0
-        assert 0.9 < time.monotonic() - started < 5
+        worker.control.send(Drain(grace_seconds=4.0))
+        assert worker.process.wait(30) == 0
+        assert 2.9 < time.monotonic() - started < 30
         thread.join()
         assert worker.engines["fake"].num_running == 0
+        assert results[1:] == ["shutting_down"]
+        assert "x" in results[0]  # what came before
+    assert "Exception in ASGI" not in capfd.readouterr().err
+
+
+def test_an_answer_that_is_cut_by_force_is_one_line_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with running_worker() as worker:
+        results: list[Any] = []
+        thread = stream(worker, "!slow " + "x" * 1000, results)
+        worker._control_sock.shutdown(socket.SHUT_RDWR)
+        assert worker.process.wait(30) == 1
+        thread.join()
+        assert isinstance(results[0], httpx.RemoteProtocolError)  # cut, so the client knows that it is not whole
+    log = capfd.readouterr().err
+    assert "Traceback" not in log
+    assert log.count("an answer was cut") == 1
 
 
 def test_the_end_of_the_supervisor_ends_the_worker() -> None:
