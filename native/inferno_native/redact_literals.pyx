@@ -10,11 +10,13 @@ from .shadow cimport (K_ANTHROPIC, K_AWS_ID, K_AWS_SECRET, K_AZURE, K_BASIC, K_B
 
 NUM_LITERALS = 0
 _keep = []      # the bytes objects that LITERALS points into
+TABLE = []      # the same for Python, in order: text, recogniser, kind, alphabet, shortest, longest, flags, offset, fold, pair
 
 
 def _add(text, recogniser, kind=0, alphabet=A_URL64, shortest=0, longest=0, flags=0, offset=0, fold=False, pair=False):
     global NUM_LITERALS
     data = text.encode("ascii")
+    TABLE.append((text, recogniser, kind, alphabet, shortest, longest, flags, offset, fold, pair))
     _keep.append(data)
     cdef Literal *literal = &LITERALS[NUM_LITERALS]
     literal.text = data

@@ -47,7 +47,7 @@ cdef struct Issuer:
 
 cdef Issuer ISSUERS[40]
 cdef int NUM_ISSUERS = 0
-for _low, _high, _shortest, _longest in (
+_issuers = (
     (400000, 499999, 16, 16), (400000, 499999, 19, 19),             # Visa (13 digits only with its context, below)
     (510000, 559999, 16, 16), (222100, 272099, 16, 16),             # Mastercard
     (340000, 349999, 15, 15), (370000, 379999, 15, 15),             # American Express
@@ -61,7 +61,8 @@ for _low, _high, _shortest, _longest in (
     (220000, 220499, 16, 19), (600000, 609999, 16, 16), (508000, 508999, 16, 16), (820000, 829999, 16, 16),  # Mir, RuPay
     (506099, 506198, 16, 19), (979200, 979299, 16, 16), (636000, 639999, 16, 19),   # Verve, Troy, InterPayment and kin
     (606282, 606282, 16, 16), (627780, 627780, 16, 16),             # Hipercard, Elo
-):
+)
+for _low, _high, _shortest, _longest in _issuers:
     ISSUERS[NUM_ISSUERS].low = _low
     ISSUERS[NUM_ISSUERS].high = _high
     ISSUERS[NUM_ISSUERS].shortest = _shortest
@@ -241,6 +242,11 @@ cdef bint is_card(const uint8_t *digit, int count, bint named) noexcept nogil:
     return False
 
 
+cdef bint parts_numbers(uint8_t sep) noexcept nogil:
+    """A blank or a bracket may stand between two numbers; other marks join one."""
+    return sep == 32 or sep == 255
+
+
 cdef bint ends_clean(View *w, Py_ssize_t end) noexcept nogil:
     """Neither a word nor a fraction goes on at end."""
     if end >= w.n:
@@ -281,7 +287,7 @@ cdef bint ssn(View *w, Py_ssize_t start, Digits *d, Verdict *v) noexcept nogil:
     cdef int area
     if d.num_groups < 3 or d.length[0] != 3 or d.length[1] != 2 or d.length[2] != 4 or d.sep[0] != d.sep[1]:
         return False
-    if d.num_groups > 3 and d.sep[2] != 32:
+    if d.num_groups > 3 and not parts_numbers(d.sep[2]):
         return False
     if not ends_clean(w, d.end[2]):
         return False
@@ -330,7 +336,7 @@ cdef bint phone(View *w, Py_ssize_t start, Digits *d, Verdict *v) noexcept nogil
             last -= 1
         if last < 0 or d.total[last] < 8:
             return False
-        if last < d.num_groups - 1 and d.sep[last] != 32:
+        if last < d.num_groups - 1 and not parts_numbers(d.sep[last]):
             return False
         if not ends_clean(w, d.end[last]):
             return False
@@ -346,7 +352,7 @@ cdef bint phone(View *w, Py_ssize_t start, Digits *d, Verdict *v) noexcept nogil
             return True
     while last >= 0 and d.total[last] > 15:
         last -= 1
-    if last < 0 or d.total[last] < 8 or (last < d.num_groups - 1 and d.sep[last] != 32) or not ends_clean(w, d.end[last]):
+    if last < 0 or d.total[last] < 8 or (last < d.num_groups - 1 and not parts_numbers(d.sep[last])) or not ends_clean(w, d.end[last]):
         return False
     if looks_like_date(d) or (d.num_groups == 3 and d.length[0] == 3 and d.length[1] == 2 and d.length[2] == 4):
         return False

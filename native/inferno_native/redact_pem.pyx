@@ -89,6 +89,7 @@ cdef Py_ssize_t pem_goes_on(View *w, Py_ssize_t pos, bint *ended, bint *more) no
 
 cdef void pem_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v) noexcept nogil:
     cdef Py_ssize_t i = start + literal.size, label = i, run, head
+    cdef int found
     set_no(v)
     while i < w.n and i - label < 48 and (is_upper(w.s[i]) or is_digit(w.s[i]) or w.s[i] == 32):
         i += 1
@@ -113,6 +114,12 @@ cdef void pem_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v) 
     while i < w.n and i - head < MAX_PEM_HEAD:
         if w.json and w.s[i] == 34 and w.s[i - 1] != 92:
             return      # the string ends here
+        if w.s[i] == 91:
+            found = literal_at(w, i, b"[REDACTED:", 10, False)
+            if found == 2:
+                set_more(v, start)
+            if found:
+                return      # what followed has been covered before: redacting twice changes nothing
         if w.s[i] == 45 and run < 20:
             if i + 5 < w.n and memcmp(w.s + i, b"-----", 5) == 0:
                 return

@@ -62,6 +62,8 @@ cdef void url_at(View *w, Py_ssize_t colon, Verdict *v) noexcept nogil:
         return
     if i >= w.n or w.s[i] != 58:
         return
+    if i - user >= 9 and memcmp(w.s + i - 9, b"[REDACTED", 9) == 0:
+        return      # the colon of a marker
     first = i + 1
     i = first
     while i < w.n and i - first < MAX_VALUE and not is_url_stop(w.s[i]):
@@ -312,8 +314,6 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     w.steps += end - value
     if not w.final and end - value < MAX_VALUE and (end >= w.n or (w.s[end] == 92 and end + 1 >= w.n)):
         set_more(v, value)
-        return
-    if quote and (end >= w.n or w.s[end] != (92 if escaped else quote)) and end - value < MAX_VALUE and not w.final:
         return
     if not quote:
         while end > value and (w.s[end - 1] == 46 or w.s[end - 1] == 58 or w.s[end - 1] == 63):

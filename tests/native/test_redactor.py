@@ -18,6 +18,8 @@ from inferno_native.redactor import (
     touched_tokens,
 )
 
+from tests.native import reference_redactor
+from tests.native.guard_bars import variants
 from tests.native.guard_cases import leaks, load
 
 POSITIVE = load("redact_positive")
@@ -102,6 +104,24 @@ def test_out_2_law_any_split_gives_the_same(text: str, cuts: list[int], profile:
     cuts = sorted(min(cut, len(text)) for cut in cuts)
     assert streamed(text, cuts, profile=profile) == whole
     assert streamed(text, list(range(1, len(text))), profile=profile) == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.sampled_from(["default", "strict", "secrets"]))
+def test_out_1_law_native_and_twin_agree(text: str, profile: str) -> None:
+    assert redact(text, profile) == reference_redactor.redact(text, profile)
+
+
+def test_out_1_native_and_twin_agree_on_every_corpus() -> None:
+    cases = POSITIVE + NEGATIVE + load("scan_benign") + variants("redact_positive") + variants("redact_negative")
+    for case in cases:
+        assert redact(case["text"], "strict") == reference_redactor.redact(case["text"], "strict"), case["id"]
+
+
+def test_out_2_a_quote_that_its_line_does_not_close_ends_there_in_a_stream_too() -> None:
+    text = 'password = "Zx9!xkAQPPAViF\nand so on, at some length'
+    assert redact(text) == 'password = "[REDACTED:generic_secret]\nand so on, at some length'
+    assert streamed(text, list(range(1, len(text)))) == redact(text)
 
 
 @settings(max_examples=300, deadline=None)
