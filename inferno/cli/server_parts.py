@@ -6,7 +6,7 @@ SharedTables and as ServerParts. Each part is here only when its setting is on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from inferno_native.buckets import BucketTable
 from inferno_native.epochs import EpochTable
@@ -16,11 +16,12 @@ from ..datadir import DataDir
 from ..pool.audit_sink import AuditSink, LogSink
 from ..pool.tables import SharedTable
 from ..pool.verbs import Verbs
+from ..security import connection_limits
 from ..security.audit import AuditLog, AuditWriter
 from ..security.host import EPOCHS, IdentityHost, audit_place
 from ..security.limits import FAMILIES
 from ..security.verbs import audit_verbs, identity_verbs
-from ..storage.bucket_store import create_shared_table
+from ..storage.bucket_store import HOLDS_PER_OWNER, BucketFamily, create_shared_table
 from . import model_audit
 
 # Owners of bucket holds: each worker, and as many again while SIGUSR2 replaces them.
@@ -59,11 +60,16 @@ class EpochsTable:
 
 
 class BucketsTable:
-    """The rate buckets: each worker is one owner of holds (a slot and its generation), settled when it ends."""
+    """The rate buckets, or the counts of connections: each worker is one owner of holds (a slot and its generation), settled when it ends."""
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        families: Sequence[BucketFamily] = FAMILIES,
+        holds_per_owner: int = HOLDS_PER_OWNER,
+    ) -> None:
         num_owners = 2 * num_workers + _SPARE_OWNERS
-        self.buckets: BucketTable = create_shared_table(FAMILIES, num_owners)
+        self.buckets: BucketTable = create_shared_table(families, num_owners, holds_per_owner)
         self._free = list(range(num_owners))
         self._owners: dict[int, tuple[int, int]] = {}
 
@@ -108,8 +114,14 @@ def table_maker(settings: Settings, epochs: EpochsTable | None) -> Callable[[], 
         tables: dict[str, SharedTable] = {}
         if epochs is not None:
             tables[EPOCHS] = epochs
-        if settings.security.rate_limiting_enabled and settings.limits.url == "shm:":
-            tables["buckets"] = BucketsTable(settings.server.workers)
+        server = settings.server
+        tables[connection_limits.TABLE_NAME] = BucketsTable(
+            server.workers,
+            connection_limits.CONNECTION_FAMILIES,
+            connection_limits.holds_for(server.max_connections),
+        )
+        if settings.limits.url == "shm:":  # logins, key creations and concurrency are limited whatever else is
+            tables["buckets"] = BucketsTable(server.workers)
         if settings.limits.url != "shm:":
             from ..storage import redis_owners  # an extra: imported only where it is configured
 

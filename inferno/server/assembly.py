@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inferno_native.buckets import BucketTable
 from starlette.routing import BaseRoute
 
 from .. import config, tls
 from ..errors import ConfigError, StartError
 from ..messages import WorkerSettings
 from ..pool.engines import Engines
+from ..security import connection_limits
 from ..security.addresses import ClientAddresses
+from ..security.connection_limits import ConnectionCounts
 from ..security.limit_headers import Decision
 from ..security.limit_policy import FAMILIES
 from ..security.limits import Limiter, LimitSettings
@@ -52,8 +55,10 @@ class Assembly:
         limiter: Limiter | None = None,
         identity: WorkerIdentity | None = None,
         tracer: Tracer | None = None,
+        connections: BucketTable | None = None,
     ) -> None:
         self.services = services
+        self._connections = connections
         self._tracer = tracer
         self._limiter = limiter
         self._identity = identity
@@ -65,6 +70,18 @@ class Assembly:
         """Return the client's address: the peer's, or what a trusted proxy says."""
         client = scope.get("client")
         return self._addresses.client_address(str(client[0]) if client else "unknown", scope["headers"])
+
+    def connection_counts(self, listener: str) -> ConnectionCounts | None:
+        """What counts a listener's connections over all workers; None where the supervisor made no table."""
+        if self._connections is None:
+            return None
+        server = self.services.settings.server
+        return ConnectionCounts(
+            self._connections,
+            listener,
+            max_connections=server.max_connections,
+            max_connections_per_ip=server.max_connections_per_ip,
+        )
 
     @property
     def tls_factory(self) -> Callable[..., ssl.SSLContext] | None:
@@ -101,6 +118,8 @@ class Assembly:
             await self._identity.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
+        if self._connections is not None:
+            self._connections.close()
 
 
 async def assemble(
@@ -133,11 +152,17 @@ async def assemble(
         tracer=tracer,
         guards=_guards(message, settings, GuardReports(audit, observer)),
     )
+    connections = None
+    if connection_limits.TABLE_NAME in shared:
+        name = connection_limits.TABLE_NAME
+        connections = connection_limits.attach_counts(shared[name], *message.table_arguments[name])
     if identity is None:
-        return Assembly(services, limiter=limiter, tracer=tracer)
+        return Assembly(services, limiter=limiter, tracer=tracer, connections=connections)
     await identity.start()
     routes = admin_routes(services, identity, control)
-    return Assembly(services, routes, limiter=limiter, identity=identity, tracer=tracer)
+    return Assembly(
+        services, routes, limiter=limiter, identity=identity, tracer=tracer, connections=connections
+    )
 
 
 def _tracer(settings: config.Settings, worker: int) -> Tracer | None:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import CODES, ApiError
 from ..security.addresses import ClientAddresses, parse_address, source_block
+from ..security.connection_limits import ConnectionCounts
 from .cycle import EdgeCycle
 from .http import error_reply
 from .http_rules import ChunkScanner, Head, Refused, check_head, check_partial
@@ -57,7 +58,9 @@ class Edge:
         body_seconds: float = BODY_SECONDS,
         write_stall_seconds: float = WRITE_STALL_SECONDS,
         sweep_seconds: float = SWEEP_SECONDS,
+        counts: ConnectionCounts | None = None,
     ) -> None:
+        """`counts`: connections of all workers; None: those of this process are all there are."""
         self.max_body_bytes = max_body_bytes
         self.header_timeout_seconds = header_timeout_seconds
         self.idle_timeout_seconds = idle_timeout_seconds
@@ -71,6 +74,7 @@ class Edge:
         self._by_source: dict[str, int] = {}
         self._handshakes: dict[str, int] = {}  # TLS connections that are not ours to see yet, by source
         self._num_handshakes = 0
+        self._counts = counts
         self._addresses = ClientAddresses(trusted_proxies)
         self._is_sweeping = False
 
@@ -84,14 +88,19 @@ class Edge:
         if len(self.connections) - self.num_over_cap > self.max_connections:
             return "overloaded"
         address = parse_address(peer)
+        source: str | None = source_block(peer).text
         if address is not None and self._addresses.is_trusted(address):
-            return None
-        source = source_block(peer).text
-        count = self._by_source.get(source, 0)
-        if count >= self.max_connections_per_ip:
+            source = None
+        elif self._by_source.get(source or "", 0) >= self.max_connections_per_ip:
             return "rate_limit_exceeded"
-        self._by_source[source] = count + 1
-        connection.counted_source = source
+        if self._counts is not None:
+            hold = self._counts.take(source)
+            if isinstance(hold, str):
+                return hold
+            connection.counted_hold = hold
+        if source is not None:
+            self._by_source[source] = self._by_source.get(source, 0) + 1
+            connection.counted_source = source
         return None
 
     def handshake_begins(self, peer: str) -> str | None:
@@ -125,6 +134,9 @@ class Edge:
         self.connections.discard(connection)
         if connection.was_over_cap:
             self.num_over_cap -= 1
+        hold, connection.counted_hold = connection.counted_hold, None
+        if hold is not None and self._counts is not None:
+            self._counts.give_back(hold)
         source, connection.counted_source = connection.counted_source, None
         if source is not None:
             count = self._by_source[source] - 1
@@ -158,6 +170,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.deadline = math.inf
         self.stall_deadline = math.inf
         self.counted_source: str | None = None
+        self.counted_hold: int | None = None
         self.was_over_cap = False
         self._over_code = ""
         self._partial_head = b""

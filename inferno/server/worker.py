@@ -96,6 +96,7 @@ class Worker:
         self._num_started = 0
         self._number = 0
         self._is_orphan = False
+        self._is_stopped_early = False  # told to drain while it was being put together
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -134,6 +135,8 @@ class Worker:
         self._engines.default = settings.models.default
         self._engines.register(message.models)
         self._assembly = await assemble(message, settings, self._engines, self._control, shared)
+        if self._is_stopped_early:
+            return
         for name, listener in zip(message.listeners, listeners, strict=True):
             self._servers.append(self._make_server(name, settings))
             listener.setblocking(False)
@@ -161,14 +164,15 @@ class Worker:
         if self._assembly is None:
             raise ProtocolError("no settings came")
         server = settings.server
-        workers = max(1, server.workers)
+        counts = self._assembly.connection_counts(name)
+        shares = 1 if counts is not None else max(1, server.workers)
         edge = Edge(
             max_body_bytes=server.max_body_bytes,
             header_timeout_seconds=server.header_timeout_seconds,
             idle_timeout_seconds=server.idle_timeout_seconds,
-            # The kernel spreads connections over the workers; each answers for its share.
-            max_connections=math.ceil(server.max_connections / workers),
-            max_connections_per_ip=math.ceil(server.max_connections_per_ip / workers),
+            max_connections=math.ceil(server.max_connections / shares),
+            max_connections_per_ip=math.ceil(server.max_connections_per_ip / shares),
+            counts=counts,
             trusted_proxies=server.trusted_proxies,
         )
         app = create_app(
@@ -222,6 +226,7 @@ class Worker:
     def _drain(self, grace_seconds: float | None) -> None:
         """Stop accepting; running answers may finish within the grace; then the process ends with 0."""
         if self._assembly is None:
+            self._is_stopped_early = True
             if self._first is not None and not self._first.done():
                 self._first.set_exception(ProtocolError("stopped before the start"))
             return

@@ -18,6 +18,7 @@ class BucketFamily(NamedTuple):
     counting: bool = False
 
 
+HOLDS_PER_OWNER = 8192
 Quotas = tuple[int | None, ...]
 Part = tuple[int, bytes, Quotas]  # family (index), key, permits per window
 State = tuple[
@@ -96,11 +97,15 @@ class SharedBuckets:
 
 
 def create_shared_table(
-    families: Sequence[BucketFamily], num_owners: int, *, manual_clock: bool = False
+    families: Sequence[BucketFamily],
+    num_owners: int,
+    holds_per_owner: int = HOLDS_PER_OWNER,
+    *,
+    manual_clock: bool = False,
 ) -> BucketTable:
     """Make the table in the supervisor; pass `table.fd` and open_owner's generation to each worker."""
     return BucketTable.create(
-        families, num_owners=num_owners, holds_per_owner=8192, manual_clock=manual_clock
+        families, num_owners=num_owners, holds_per_owner=holds_per_owner, manual_clock=manual_clock
     )
 
 

@@ -6,7 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
+import socket
 import time
 
 import httpx
@@ -335,3 +337,31 @@ def test_lim_1_admission_order_and_headers_of_a_refusal(tmp_path):
     finally:
         stop(server)
 
+
+
+def test_lim_1_connections_of_one_source_are_capped_exactly_over_four_workers(tmp_path):
+    """One listening socket: the kernel gives most of the connections to one worker."""
+    server = serve(tmp_path, workers=4, text="[server]\nmax_connections_per_ip = 40\n")
+    request = f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode()
+
+    def status(connection):
+        connection.sendall(request)
+        return int(connection.recv(65536).split()[1])
+
+    try:
+        server.start(ready=False)
+        assert eventually(lambda: len(re.findall(r"worker \d: ready", server.output())) == 4, 60)
+        for _ in range(3):
+            with contextlib.ExitStack() as open_ones:
+
+                def connect():
+                    made = open_ones.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))  # noqa: B023
+                    return status(made)
+
+                assert eventually(lambda: connect() == 200)  # those of the round before are gone
+                first = [connect() for _ in range(39)]
+                more = [connect() for _ in range(5)]
+            assert (first + more).count(200) in (39, 40)  # one may be the poll's refused one, still lingering
+            assert set(more) == {429}
+    finally:
+        stop(server)

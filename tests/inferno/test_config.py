@@ -352,7 +352,7 @@ def test_a_file_that_is_no_file_is_refused_without_a_hang(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- rules between keys
 
 
-def test_sec_011_auth_off_elsewhere_than_loopback_needs_the_switch(
+def test_cfg_2_sec_011_auth_off_elsewhere_than_loopback_needs_the_switch(
     everything_built: None, tmp_path: Path
 ) -> None:
     text = "[server]\nhost = '0.0.0.0'\n[security]\nauth_enabled = false\ntls_required = false\n"

@@ -127,7 +127,7 @@ def test_aut_3_nobody_grants_or_takes_over_more_than_they_have(store_url, tmp_pa
     run(main())
 
 
-def test_sec_141_what_cannot_be_recorded_does_not_happen(store_url, tmp_path, monkeypatch):
+def test_aud_3_sec_141_what_cannot_be_recorded_does_not_happen(store_url, tmp_path, monkeypatch):
     async def main():
         async with host_on(store_url, tmp_path) as host:
             worker = host.worker()

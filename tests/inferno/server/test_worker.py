@@ -199,3 +199,13 @@ def test_a_thousand_malformed_bodies(worker: WorkerUnderTest) -> None:
             == "still here"
         )
     assert worker.process.poll() is None
+
+
+def test_a_drain_while_the_worker_is_put_together_is_not_lost() -> None:
+    for _ in range(3):
+        worker = WorkerUnderTest(settings_for_tests(), ["fake"])
+        try:
+            worker.control.send(Drain(grace_seconds=300.0))
+            assert worker.process.wait(60) == 0
+        finally:
+            worker.close()
