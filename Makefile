@@ -7,7 +7,7 @@ BOOT := $(PYTHON) deploy/bootstrap.py
 # Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
 PYTEST ?= tests
 
-.PHONY: serve test env lint unit sanitize fuzz-gguf fuzz-tokens hostile ci-deps lock clean help llama-wheel
+.PHONY: serve test env lint unit sanitize fuzz-gguf fuzz-guards fuzz-tokens hostile ci-deps lock clean help llama-wheel
 
 help:
 	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
@@ -16,6 +16,7 @@ help:
 	@echo "make unit      tests without real processes"
 	@echo "make sanitize  native tests under AddressSanitizer and UBSan"
 	@echo "make fuzz-gguf SECONDS=60   the model verifier against the reference parser (needs clang)"
+	@echo "make fuzz-guards SECONDS=60 the scanner and the redactor against their twins (needs clang)"
 	@echo "make fuzz-tokens COUNT=1000000   mutated session tokens; none may be accepted"
 	@echo "make hostile   SECONDS=600   random hostile requests against a running server"
 	@echo "make ci-deps   packages that only CI needs (root, apt)"
@@ -45,6 +46,9 @@ sanitize: env
 
 fuzz-gguf: env
 	$(PY) tests/fuzz/fuzz_gguf.py $(or $(SECONDS),60)
+
+fuzz-guards: env
+	$(PY) tests/fuzz/fuzz_guards.py $(or $(SECONDS),60)
 
 fuzz-tokens: env
 	INFERNO_FUZZ_TOKENS=$(or $(COUNT),1000000) $(PY) -m pytest -q tests/inferno/security/test_sessions.py -k jwt_12

@@ -29,16 +29,30 @@ def _setting(config: str | None, key: str, allowed: tuple[str, ...], default: st
     value: Any = os.environ.get(source)
     if value is None and config is not None:
         source = f"{config}, security.{key}"
-        try:
-            section = tomllib.loads(Path(config).read_text(encoding="utf-8")).get("security", {})
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{config}: cannot be read ({type(error).__name__})") from None
-        value = section.get(key) if isinstance(section, dict) else None
+        value = _section(config, "security").get(key)
     if value is None:
         return default
     if value not in allowed:
         raise ConfigError(f"{source}: expected one of {', '.join(allowed)}")
     return str(value)
+
+
+def _section(config: str, name: str) -> dict[str, Any]:
+    try:
+        section = tomllib.loads(Path(config).read_text(encoding="utf-8")).get(name, {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{config}: cannot be read ({type(error).__name__})") from None
+    return section if isinstance(section, dict) else {}
+
+
+def _own_rules(config: str | None) -> tuple[Path, ...]:
+    """Return the rules.toml of a configuration's data directory, where there is one."""
+    from ..security.rules import operator_rules
+
+    if config is None:
+        return ()
+    folder = _section(config, "storage").get("data_dir")
+    return operator_rules(Path(config).parent / folder if isinstance(folder, str) else Path(config).parent)
 
 
 def _decode(line: str) -> dict[str, Any] | None:
@@ -102,14 +116,14 @@ def scan(place: str, rules: tuple[Path, ...], config: str | None, file: TextIO) 
     """Say what the input guard does with text: {"id", "action", "categories", "score"}.
 
     FILE is plain text or JSON lines with id and text; standard input without it. A newline at the very end of plain
-    text that is checked as a name is not part of the name.
+    text that is checked as a name is not part of the name. With --config, the rules.toml of its data directory counts.
     """
     from ..security.screening import Screener
 
     screener = Screener(
         scan_content=_setting(config, "scan_content", _SCAN_MODES, "report"),
         scan_identifiers=_setting(config, "scan_identifiers", _SCAN_MODES, "block"),
-        extra_rules=rules,
+        extra_rules=(*_own_rules(config), *rules),
     )
     for entry_id, text, is_lines in _entries(file):
         if place == "identifier":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import click
 from .. import config as configuration
 from .. import secrets as secrets_module
 from .. import telemetry
-from ..config import KEYS, Loaded, value_of
+from ..config import KEYS, Loaded, Settings, value_of
 from ..datadir import DataDir, DataLock
 from ..errors import ConfigError
 from ..pool import summary
@@ -101,6 +102,7 @@ def _serve(
         loaded = configuration.load(
             flags, config=config, models=list(models), environ=environ, is_open_allowed=is_open_allowed
         )
+        check_rules(loaded.settings)
         return certificate.checked(loaded)
 
     loaded = load()
@@ -122,6 +124,18 @@ def _serve(
     ]
     telemetry.protect(hidden)
     sys.exit(asyncio.run(_run(loaded, load, certificate, data, lock, found, keys)))
+
+
+def check_rules(settings: Settings) -> None:
+    """Compile the operator's guard rules where there are any, so that a bad file is refused here. Raises ConfigError."""
+    path = os.path.join(settings.storage.data_dir, "rules.toml")
+    if settings.security.input_validation_enabled and os.path.lexists(path):
+        from ..security.rules import (  # the scanner: not for a server without own rules
+            load_rules,
+            operator_rules,
+        )
+
+        load_rules(operator_rules(settings.storage.data_dir))
 
 
 async def _run(

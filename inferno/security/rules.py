@@ -1,12 +1,15 @@
 """The scanner's rules as data: reads the TOML files, checks them, compiles them into one native scanner.
 
-Shipped rules stand in inferno/security/rules/*.toml; an operator adds files of the same form. A later file may repeat
+Shipped rules stand in inferno/security/rules/*.toml; an operator adds rules.toml, of the same form, to the data
+directory. A later file may repeat
 an id to change its score and actions. Owns no decision: which action follows is inferno.security.screening's.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +40,8 @@ CATEGORIES = (
 )
 DETECTORS = ("control", "invisible", "disguise")
 DEFAULT_WITHIN = 64
+OPERATOR_FILE = "rules.toml"
+MAX_FILE_BYTES = 1 << 20
 MAX_WITHIN = 1024
 _FIELDS = {
     "id",
@@ -204,16 +209,36 @@ def compile_rules(rules: Iterable[Rule]) -> RuleSet:
     return RuleSet(kept, scanned, detectors, Scanner(tables, sequences))
 
 
-@lru_cache(maxsize=4)
+def operator_rules(data_dir: str | Path) -> tuple[Path, ...]:
+    """The operator's own rule file, `rules.toml` in the data directory, where there is one."""
+    path = Path(data_dir) / OPERATOR_FILE
+    return (path,) if os.path.lexists(path) else ()
+
+
 def load_rules(extra: tuple[Path, ...] = ()) -> RuleSet:
-    """The shipped rules and the operator's files, compiled once per process."""
+    """The shipped rules and the operator's files, compiled once per process and content. Raises ConfigError."""
+    return _compiled(tuple((str(path), _read(path)) for path in extra))
+
+
+@lru_cache(maxsize=4)
+def _compiled(extra: tuple[tuple[str, str], ...]) -> RuleSet:
     rules = shipped_rules()
-    for path in extra:
-        try:
-            rules += read_rules(path.read_text(encoding="utf-8"), path.name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"rule file {path.name}: cannot be read ({type(error).__name__})") from None
+    for where, text in extra:
+        rules += read_rules(text, where)
     return compile_rules(rules)
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"rule file {path}: not a regular file")
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"rule file {path}: at most {MAX_FILE_BYTES} bytes are read")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"rule file {path}: cannot be read ({type(error).__name__})") from None
 
 
 def with_actions(rule: Rule, *, content: str, identifier: str) -> Rule:

@@ -130,6 +130,10 @@ class Screener:
         self.max_input_length = max_input_length
         self.enabled = enabled
 
+    def load_rules(self, extra: Iterable[Path]) -> None:
+        """Use the shipped rules and these files from now on. Raises ConfigError; then the old ones stay."""
+        self.rules = load_rules(tuple(extra))
+
     def content(self, texts: Sequence[str], *, max_input_length: int | None = None) -> Screened:
         """Screen a request's message texts; `max_input_length` is a key's own limit."""
         if not self.enabled:

@@ -25,6 +25,7 @@ from ..security.connection_limits import ConnectionCounts
 from ..security.limit_headers import Decision
 from ..security.limit_policy import FAMILIES
 from ..security.limits import Limiter, LimitSettings
+from ..security.rules import operator_rules
 from ..security.screening import Screener
 from ..storage.bucket_store import attach_shared_buckets
 from .admin.routes import admin_routes
@@ -98,7 +99,10 @@ class Assembly:
     def reload(self, settings: config.Settings) -> None:
         """Take over what may change while the server runs."""
         self.services.settings = settings
-        self.services.guards.reload(settings.security.max_input_length)
+        try:
+            self.services.guards.reload(settings.security.max_input_length, operator_rules(settings.storage.data_dir))
+        except ConfigError as error:  # they were sound when the supervisor looked, a moment ago
+            logger.error("the guard's rules are not reloaded, the old ones stay: %s", error)
         if self._limiter is not None:
             self._limiter.update(LimitSettings.of(settings.security, settings.limits.on_failure))
         if self._identity is not None:
@@ -188,7 +192,9 @@ def _guards(message: WorkerSettings, settings: config.Settings, reports: GuardRe
     """Return the text guards, each only where its setting is on."""
     security = settings.security
     return Guards(
-        screener=Screener(security) if security.input_validation_enabled else None,
+        screener=Screener(security, extra_rules=operator_rules(settings.storage.data_dir))
+        if security.input_validation_enabled
+        else None,
         redactors=NativeRedactors(message.secrets) if security.output_sanitization_enabled else None,
         profile=security.redact_profile,
         events=reports,

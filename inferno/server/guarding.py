@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ApiError
@@ -40,6 +41,7 @@ class Screener(Protocol):
     max_input_length: int | None
     enabled: bool
 
+    def load_rules(self, extra: Iterable[Path]) -> None: ...
     def content(self, texts: Sequence[str], *, max_input_length: int | None = None) -> Verdict: ...
     def identifier(self, name: str, value: str) -> Verdict: ...
     def url_value(self, name: str, value: str) -> Verdict: ...
@@ -121,10 +123,11 @@ class Guards:
         self._profile = profile
         self._events: GuardEvents = events or NoEvents()
 
-    def reload(self, max_input_length: int) -> None:
-        """Take over what may change while the server runs."""
+    def reload(self, max_input_length: int, rules: Iterable[Path] = ()) -> None:
+        """Take over what may change while the server runs. Raises ConfigError for bad rules; then the old ones stay."""
         if self._screener is not None:
             self._screener.max_input_length = max_input_length
+            self._screener.load_rules(rules)
 
     def query(self, context: Context, query: bytes) -> None:
         """Refuse the part of a URL behind the question mark in which something is found. Raises ApiError."""

@@ -12,7 +12,6 @@ build/coverage; the run prints how many edges it found, and none is a failure.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import random
 import signal
@@ -24,33 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-BUILD = ROOT / "build" / "coverage"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from tests.fuzz.coverage_build import ROOT, build
+
 MODULES = "gguf gguf_container gguf_model gguf_vocab"
 FINDINGS = ROOT / "build" / "fuzz-gguf"
 ANSWER_SECONDS = 30
-
-
-def build() -> ctypes.CDLL:
-    """The instrumented modules, put before the ordinary ones, and the library that counts their edges."""
-    environment = {**os.environ, "INFERNO_BUILD": "coverage", "INFERNO_EXTENSIONS": MODULES, "CC": "clang", "LDSHARED": "clang -shared"}
-    done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(BUILD), "--build-temp", str(BUILD / "temp")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    library = BUILD / "libsancov.so"
-    subprocess.run(["clang", "-O2", "-shared", "-fPIC", "-o", str(library), str(Path(__file__).with_name("sancov.c"))],
-                   check=True)
-    counters = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    for name in ("edges_total", "edges_seen", "take_new"):
-        getattr(counters, name).restype = ctypes.c_size_t
-    sys.path[:0] = [str(ROOT), str(ROOT / "native")]
-    import inferno_native
-
-    inferno_native.__path__.insert(0, str(BUILD / "inferno_native"))
-    return counters
 
 
 class Judge:
@@ -118,7 +97,7 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--run-share", type=float, default=0.2, help="of accepted models that are loaded and run")
     options = arguments.parse_args()
-    counters = build()
+    counters = build(MODULES)
     from inferno_native import gguf
     from inferno_native.gguf_report import GgufError
 

@@ -507,7 +507,7 @@ class Twin:
         top = domain.rpartition(".")[2]
         if start >= at or len(domain) - len(top) - 1 < 1 or len(top) < 2 or not top.isalpha():
             return None
-        if re.search(r"(^|\.)example\.(com|net|org)$|(^|\.)(test|example|invalid|localhost)$", domain.lower()):
+        if re.search(r"(^|\.)example\.(com|net|org)\Z|(^|\.)(test|example|invalid|localhost)\Z", domain.lower()):
             return None
         if self.s[start:at].lower() == "git":
             return None
@@ -528,7 +528,7 @@ class Twin:
         fill = {w.decode("latin-1") for w in _numbers._fillers}
         known = {w.decode("latin-1") for w in words}
         while i >= 0 and gap < 40:
-            word = re.search(r"[A-Za-z\x80]*$", self.s[: i + 1])
+            word = re.search(r"[A-Za-z\x80]*\Z", self.s[: i + 1])
             assert word is not None
             if not word[0]:
                 if self.s[i] not in " \t:=\"'.(#-+_>\x81\\":

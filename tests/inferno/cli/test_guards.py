@@ -35,6 +35,14 @@ def test_scan_plain_text_and_identifier() -> None:
     assert lines(result.stdout) == [{"id": None, "action": "allow", "categories": [], "score": 0.0}]
 
 
+def test_scan_uses_the_rules_of_a_configurations_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[storage]\ndata_dir = "data"\n')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rules.toml").write_text('[[rule]]\nid = "own"\ncategory = "own"\npattern = "moonshot"\n')
+    result = CliRunner().invoke(scan, ["--config", str(tmp_path / "c.toml")], input="our moonshot")
+    assert lines(result.stdout)[0]["categories"] == ["own"]
+
+
 def test_scan_follows_environment_and_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[security]\nscan_content = "block"\n')

@@ -103,6 +103,15 @@ def test_net_2_a_bad_certificate_ends_with_78_before_the_port_is_bound(tmp_path:
     assert "holds no PEM certificate" in done.stderr
 
 
+def test_a_bad_rule_file_ends_with_78_and_names_the_rule(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[server]\nport = 0\n')
+    (tmp_path / "rules.toml").write_text('[[rule]]\nid = "own"\ncategory = "own"\npattern = "(abcd"\n')
+    done = serve(tmp_path, "--config", str(tmp_path / "config.toml"))
+    assert done.returncode == 78
+    assert "'own'" in done.stderr
+    assert "expected )" in done.stderr
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):

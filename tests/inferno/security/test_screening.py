@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferno.errors import CODES, ApiError, ConfigError
-from inferno.security.rules import CATEGORIES, compile_rules, load_rules, read_rules, shipped_rules
+from inferno.security.rules import (
+    CATEGORIES,
+    MAX_FILE_BYTES,
+    compile_rules,
+    load_rules,
+    operator_rules,
+    read_rules,
+    shipped_rules,
+)
 from inferno.security.screening import Screener
 from tests.native.guard_cases import load
 
@@ -277,6 +286,34 @@ def test_operators_add_and_change_rules(tmp_path: Path) -> None:
     screener = Screener(extra_rules=[file])
     assert screener.content(["About Project Bluebird"]).categories == ("own",)
     assert "sql-union" not in {f.rule for f in screener.content(["x' union select 1"]).findings}
+
+
+def test_operators_rules_stand_in_the_data_directory_and_change_with_it(tmp_path: Path) -> None:
+    assert operator_rules(tmp_path) == ()
+    file = tmp_path / "rules.toml"
+    rule = '[[rule]]\nid = "own"\ncategory = "own"\npattern = "{}"\n'
+    file.write_text(rule.format("blue moonshot"))
+    screener = Screener(extra_rules=operator_rules(tmp_path))
+    assert screener.content(["the blue moonshot"]).categories == ("own",)
+    file.write_text(rule.format("green comet"))
+    screener.load_rules(operator_rules(tmp_path))
+    assert screener.content(["the blue moonshot"]).categories == ()
+    assert screener.content(["the green comet"]).categories == ("own",)
+    file.write_text(rule.format("x"))
+    with pytest.raises(ConfigError, match="no literal"):
+        screener.load_rules(operator_rules(tmp_path))
+    assert screener.content(["the green comet"]).categories == ("own",)
+
+
+def test_a_rule_file_is_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="regular file"):
+        load_rules((file,))
+    file.unlink()
+    file.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigError, match="at most"):
+        load_rules((file,))
 
 
 @pytest.mark.parametrize(
