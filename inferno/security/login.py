@@ -84,7 +84,9 @@ class Login:
     async def logout(self, principal: Principal, by: Actor) -> None:
         """End the caller's session. Raises ApiError(invalid_request) when it is no session."""
         if principal.session_id is None or principal.session_expires_at is None:
-            raise ApiError("invalid_request", "Only a session can log out; an API key is revoked.")
+            raise ApiError(
+                "insufficient_permissions", "Only a session can log out; an API key is revoked."
+            )
         until = principal.session_expires_at + self._tokens.skew_seconds
         await self._accounts.end_session(by, principal.id, principal.session_id, until)
 

@@ -185,8 +185,15 @@ def _answer(described: Described) -> dict[str, Any]:
     schema: Schema = {"type": "string"} if described.answer is None else _schema(described.answer)
     content: dict[str, Any] = {described.media: {"schema": schema}}
     if described.streams:
-        words = "With `stream: true`: events `data: {…}`, the last one `data: [DONE]`"
-        content["text/event-stream"] = {"schema": {"type": "string", "description": words}}
+        # One event as an object, as later versions of OpenAPI describe streams.
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "object",
+                "description": "With `stream: true`: events, the last one with the data `[DONE]`",
+                "properties": {"data": {"type": "string"}},
+                "required": ["data"],
+            }
+        }
     return {"description": described.summary, "headers": _headers("x-request-id"), "content": content}
 
 
