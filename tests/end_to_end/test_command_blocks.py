@@ -127,7 +127,7 @@ def blocks_of(page):
 
 
 def test_every_block_is_run_or_listed_and_nothing_listed_is_gone():
-    run_here = {"docs/quickstart.md", "docs/security.md", "docs/models.md", "docs/guards.md", "docs/operations.md",
+    run_here = {"README.md", "docs/quickstart.md", "docs/security.md", "docs/models.md", "docs/guards.md", "docs/operations.md",
                 "docs/performance.md"}  # fmt: skip
     unknown = [block.key for block in SHELL if block.page not in run_here and block.key not in NOT_RUN]
     assert not unknown, f"neither run nor listed: {unknown}"
@@ -219,7 +219,7 @@ def test_configuration_blocks_are_accepted(block, tmp_path):
 
 
 def test_readme_s_python_runs(shell):
-    """The client's lines of README against a demo server, with its key and address."""
+    """The client's lines and the commands of README against a demo server, with its key and address."""
     (block,) = [block for block in BLOCKS if block.page == "README.md" and block.language == "python"]
     shutil.copyfile(demo_model(), shell.folder / "model.gguf")
     shell.run(Block("", "bash", "inferno init server --demo\nexport INFERNO_CONFIG=server/config.toml\n"
@@ -231,3 +231,7 @@ def test_readme_s_python_runs(shell):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path("/"), check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+    (shell.folder / ".venv").symlink_to(shell.folder.parent)  # where the fixture's bin/inferno lies
+    (shell.folder / "data").symlink_to("server")
+    shown = "".join(shell.run(block) for block in blocks_of("README.md"))
+    assert "0 failures" in shown
