@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,14 +21,13 @@ from .. import secrets as secrets_module
 from .. import telemetry
 from ..config import KEYS, Loaded, Settings, value_of
 from ..datadir import DataDir, DataLock
-from ..errors import ConfigError
+from ..doctor.machine import CONTAINER_START, lacking_cpu_features
+from ..errors import ConfigError, StartError
 from ..pool import summary
 from ..pool.supervisor import Supervisor
 from .certificate import CertificateWatch
 from .options import config_option
 from .served import ServedModels
-
-CONTAINER_START = Path(sys.prefix) / "container-start.txt"  # in the image only (Dockerfile)
 
 
 @click.command(
@@ -69,8 +67,19 @@ def serve(
 ) -> None:
     """Serve models over an OpenAI-compatible API. Starts without a model too; refuses to start unsafe, says why and
     how to fix it."""
+    _check_cpu_in_a_container()
     with _complete_line_in_a_container():
         _serve(config, host, port, workers, models, show_config, as_json, is_open_allowed)
+
+
+def _check_cpu_in_a_container() -> None:
+    """The image is built for x86-64-v3: a lesser CPU would end an engine with an illegal instruction, unexplained."""
+    lacking = lacking_cpu_features() if CONTAINER_START.is_file() else []
+    if lacking:
+        raise StartError(
+            f"this CPU lacks {', '.join(lacking)}, which the image's llama.cpp needs (x86-64-v3); build the image on a "
+            'machine like this one with --build-arg LLAMA_CMAKE="-DGGML_NATIVE=ON"'
+        )
 
 
 @contextmanager

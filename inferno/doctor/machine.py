@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ..catalog import Catalog
 from ..errors import InfernoError
-from .check import Check, Situation, passed
+from .check import Check, Situation, Verdict, passed
 
 NATIVE_MODULES = ("batching", "buckets", "epochs", "gguf", "llama", "redactor", "scanner")
+CONTAINER_START = Path(sys.prefix) / "container-start.txt"  # in the container image only (Dockerfile)
 # What a build for x86-64-v3 (the container image's) needs of a CPU.
 X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 _GPU_PROBE = (
@@ -60,11 +61,11 @@ def model_checks(situation: Situation) -> Iterator[Check]:
 
 def machine_checks(situation: Situation | None) -> Iterator[Check]:
     """CPU, memory, disk, GPU."""
-    flags = _cpu_flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lacking = [flag for flag in X86_64_V3 if flag not in flags] if platform.machine() == "x86_64" and flags else []
+    lacking = lacking_cpu_features()
     if lacking:
-        yield Check("machine.cpu", "CPU", f"{cores} cores, lacks {', '.join(lacking)}", "fail",
+        verdict: Verdict = "fail" if CONTAINER_START.is_file() else "warn"
+        yield Check("machine.cpu", "CPU", f"{cores} cores, lacks {', '.join(lacking)}", verdict,
                     "build llama-cpp-python on this machine (make env): packages for x86-64-v3 cannot run here")  # fmt: skip
     else:
         yield passed("machine.cpu", "CPU", f"{cores} cores, {platform.machine()}")
@@ -129,6 +130,14 @@ def server_checks(situation: Situation) -> Iterator[Check]:
             yield passed(id, title, f"{model.get('slots')} slots of {model.get('context')} tokens, {model.get('backend') or 'CPU'}")
         else:
             yield Check(id, title, f"{model.get('state')}: {model.get('detail', '')}", "warn", f"inferno models verify, then load {model['name']}")
+
+
+def lacking_cpu_features() -> list[str]:
+    """Return what this CPU lacks of x86-64-v3; empty on other architectures and where it cannot be seen."""
+    flags = _cpu_flags()
+    if platform.machine() != "x86_64" or not flags:
+        return []
+    return [flag for flag in X86_64_V3 if flag not in flags]
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -14,9 +14,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from inferno import config
+from inferno.cli import serve as command
 from inferno.cli import talkers
+from inferno.errors import ConfigError, StartError
 from inferno.pool import control
 
 SECRET = "uT3kf9Qw-zL0xVbR7mNc2YpHs8JdGaE5"
@@ -176,3 +179,30 @@ def test_sec_012_a_running_server_shows_no_secret_in_proc_or_logs_and_ends_clean
     assert key not in text
     for line in text.splitlines():
         json.loads(line)
+
+
+def test_in_the_image_a_lesser_cpu_is_told_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "container-start.txt"
+    mark.write_text("docker run the whole line\n")
+    monkeypatch.setattr(command, "CONTAINER_START", mark)
+    monkeypatch.setattr(command, "lacking_cpu_features", lambda: ["avx2", "fma"])
+    result = CliRunner().invoke(command.serve, ["--config", str(tmp_path / "none.toml")])
+    assert isinstance(result.exception, StartError)
+    assert "this CPU lacks avx2, fma" in str(result.exception)
+
+
+def test_in_the_image_a_refusal_of_the_configuration_ends_with_the_complete_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "container-start.txt"
+    mark.write_text("docker run the whole line\n")
+    file = tmp_path / "config.toml"
+    file.write_text("[server]\nport = -1\n")
+    assert "docker run" not in str(CliRunner().invoke(command.serve, ["--config", str(file)]).exception)
+    monkeypatch.setattr(command, "CONTAINER_START", mark)
+    monkeypatch.setattr(command, "lacking_cpu_features", list)
+    refused = CliRunner().invoke(command.serve, ["--config", str(file)]).exception
+    assert isinstance(refused, ConfigError)
+    assert refused.exit_code == 78
+    assert "port" in str(refused)
+    assert str(refused).endswith("docker run the whole line")
