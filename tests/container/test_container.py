@@ -129,8 +129,11 @@ def container(image, tmp_path_factory):
         except httpx.HTTPError:
             return False
 
+    def ended():
+        return checked("podman", "inspect", "--format", "{{.State.Running}}", name).strip() != "true"
+
     try:
-        assert eventually(ready, 180), call("podman", "logs", name).stderr
+        assert eventually(lambda: ready() or ended(), 180) and ready(), call("podman", "logs", name).stderr
         print(f"\nready {time.monotonic() - began:.1f} s after podman run")
         yield name, url
     finally:
@@ -158,7 +161,7 @@ def test_box_4_a_chat_streams_from_inside_and_every_process_is_confined(containe
     made = httpx.post(f"{url}/api/v1/auth/api-keys", json={"name": "container"}, headers=headers, timeout=30)
     with openai.OpenAI(base_url=f"{url}/v1", api_key=made.json()["key"], max_retries=0, timeout=120) as client:
         stream = client.chat.completions.create(
-            model="default", messages=[{"role": "user", "content": "Say hello."}], max_tokens=16, stream=True
+            model="mine", messages=[{"role": "user", "content": "Say hello."}], max_tokens=16, stream=True
         )
         parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert "".join(parts).strip()
