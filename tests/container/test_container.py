@@ -133,7 +133,8 @@ def container(image, tmp_path_factory):
         return checked("podman", "inspect", "--format", "{{.State.Running}}", name).strip() != "true"
 
     try:
-        assert eventually(lambda: ready() or ended(), 180) and ready(), call("podman", "logs", name).stderr
+        eventually(lambda: ready() or ended(), 180)
+        assert ready(), call("podman", "logs", name).stderr
         print(f"\nready {time.monotonic() - began:.1f} s after podman run")
         yield name, url
     finally:
