@@ -355,7 +355,7 @@ def test_lim_1_connections_of_one_source_are_capped_exactly_over_four_workers(tm
             with contextlib.ExitStack() as open_ones:
 
                 def connect():
-                    made = open_ones.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))  # noqa: B023
+                    made = open_ones.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
                     return status(made)
 
                 assert eventually(lambda: connect() == 200)  # those of the round before are gone

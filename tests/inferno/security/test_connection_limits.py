@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from inferno.cli.server_parts import BucketsTable
-from inferno.security.connection_limits import CONNECTION_FAMILIES, MAX_HOLDS, ConnectionCounts, attach_counts, holds_for
+from inferno.security.connection_limits import (
+    CONNECTION_FAMILIES,
+    MAX_HOLDS,
+    ConnectionCounts,
+    attach_counts,
+    holds_for,
+)
 
 WORKERS = 4
 TOTAL, PER_SOURCE = 30, 12
