@@ -329,6 +329,8 @@ cdef bint phone(View *w, Py_ssize_t start, Digits *d, Verdict *v) noexcept nogil
         from_ = start - 1
         if not boundary_before(w, from_) or d.digit[0] == 0:
             return False
+        if d.num_groups == 2 and d.sep[0] == 46 and d.length[0] > 3:
+            return False        # a decimal fraction; a country code has at most three digits
         while last >= 0 and d.total[last] > 15:
             last -= 1
         # Eleven digits are a whole number: another group behind a blank is another number.

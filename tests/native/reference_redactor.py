@@ -611,6 +611,8 @@ class Twin:
         if lead == "+":
             if not self.boundary(start - 1) or g.digits[0][0] == "0":
                 return None
+            if g.separators[0] == "." and len(g.digits) == 2 and len(g.digits[0]) > 3:
+                return None
             while last > 0 and totals[last - 1] >= 11 and g.separators[last - 1] == " ":
                 last -= 1
             if last < 0 or totals[last] < 8 or (last < len(g.digits) - 1 and g.separators[last] not in (" ", "()")):
