@@ -22,6 +22,7 @@ from tests.inferno.security.limits_harness import valkey_server
 
 pytestmark = pytest.mark.e2e
 USER = "plum-orbit-Yonder7"
+EXACT_RUNS = int(os.environ.get("INFERNO_TEST_EXACT_RUNS", "12"))  # `make exact` takes 100
 TALK = [{"role": "user", "content": "Tell a long story about a lighthouse."}]
 
 
@@ -50,11 +51,12 @@ def make_user(server, name):
         return client.post("/api/v1/auth/login", json={"username": name, "password": USER}).json()["token"]
 
 
-def many(server, num, headers_of):
+def many(server, num, headers_of, source_of=lambda index: None):
     """Statuses of `num` calls at once, each over a connection of its own, so that every worker gets some."""
 
     def one(index):
-        with server.http(headers=headers_of(index), timeout=60) as client:
+        transport = httpx.HTTPTransport(local_address=source_of(index))
+        with server.http(headers=headers_of(index), timeout=60, transport=transport) as client:
             return client.get("/v1/models").status_code
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -63,12 +65,12 @@ def many(server, num, headers_of):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_lim_2_sec_085_parallel_clients_are_admitted_exactly(tmp_path, workers):
-    """Twelve accounts, one after the other. A minute's limit refills meanwhile, so the hour's is the exact one."""
+    """Accounts, one after the other. A minute's limit refills meanwhile, so the hour's is the exact one."""
     limit = 40
     server = serve(tmp_path, workers=workers, max_requests_per_hour=limit)
     try:
         server.start(ready=False)
-        for number in range(12):
+        for number in range(EXACT_RUNS):
             token = make_user(server, f"user{number}")
             begin = time.monotonic()
             statuses = many(server, 90, lambda _: {"Authorization": f"Bearer {token}"})  # noqa: B023
@@ -121,8 +123,38 @@ def test_lim_4_sec_088_spoofed_addresses_count_as_the_peer_while_another_streams
         assert statuses.count(401) <= 60
         assert statuses.count(429) >= 90
         assert eventually(lambda: len(stream.events) > before + 5, 60)
+        # Five real addresses have five buckets, however many claims each makes.
+        sources = [f"127.0.0.{number}" for number in range(11, 16)]
+        statuses = many(server, 400, lambda i: {"forwarded": f"for=198.51.100.{i % 250}", "x-api-key": "no"},
+                        lambda i: sources[i % 5])  # fmt: skip
+        assert statuses.count(401) in range(300, 320)  # and what came back in the meantime: one a minute
+        assert set(statuses) == {401, 429}
         stream.join(120)
         assert stream.events[-1] == "[DONE]"
+
+
+def test_lim_2_aud_7_verdicts_of_a_flood_are_counted_exactly_in_metrics_and_in_the_audit_log(tmp_path):
+    server = serve(tmp_path, workers=4, max_requests_per_minute_per_ip=50, max_requests_per_hour_per_ip=50)
+    try:
+        server.start(ready=False)
+        token = server.admin_token()
+        statuses = many(server, 400, lambda _: {"x-api-key": "no"}, lambda _: "127.0.0.9")
+        refused = statuses.count(429)
+        assert refused >= 345
+
+        def told():
+            with server.http(headers={"Authorization": f"Bearer {token}"}) as client:
+                text = client.get("/metrics").text
+            return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+                       if line.startswith("inferno_limit_verdicts_total{"))  # fmt: skip
+
+        assert told() == refused
+    finally:
+        stop(server)
+    records = [row for row in server.events("limit.exceeded") if row["ip"] == "127.0.0.9"]
+    counts = [int(found[1]) if (found := re.search(r"aggregated count=(\d+)", row["reason"])) else 1 for row in records]
+    assert sum(counts) == refused
+    assert len(records) <= 130  # sixty a minute and the sums, also when the flood crosses the end of a window
 
 
 def test_lim_2_sighup_changes_limits_and_keeps_what_was_used(tmp_path):
