@@ -102,7 +102,13 @@ class Limiter:
         """Charge one request to a client's address (IPv6: its /64); the first check of all."""
         if not self.settings.rate_limiting_enabled:
             return ADMITTED_UNCOUNTED
-        return await self._take(self.settings.source_parts(address), closed=administration)
+        parts = self.settings.source_parts(address)
+        try:
+            outcome = await self.store.take(parts)
+        except StoreUnavailable:
+            return self._failed(administration)
+        # A client is not told what is left of its address, so an admitted request needs no description of it.
+        return ADMITTED_UNCOUNTED if outcome.status == ADMITTED else _decision(parts, outcome)
 
     async def check_requests(
         self, principal: Subject, key: Subject | None = None, *, administration: bool = False

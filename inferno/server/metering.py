@@ -11,11 +11,12 @@ from typing import NoReturn
 
 from ..errors import ApiError
 from ..security.limit_headers import Decision
-from ..security.limit_policy import subjects
+from ..security.limit_policy import Subject, subjects
 from ..security.limits import Lease, Limiter, Reservation
 from ..security.principal import Principal
 from .http import Context
 
+MAX_SUBJECTS = 4096
 Refusal = Callable[[Context, Decision], None]
 
 
@@ -29,6 +30,7 @@ class LimitMeter:
     def __init__(self, limiter: Limiter, on_refused: Refusal = _ignore) -> None:
         self.limiter = limiter
         self._on_refused = on_refused
+        self._subjects: dict[str, tuple[Principal, Subject, Subject | None]] = {}
 
     async def source(self, context: Context) -> None:
         decision = await self.limiter.check_source(context.source, administration=context.is_administration)
@@ -36,7 +38,7 @@ class LimitMeter:
             self._refuse(context, decision, "requests of this address")
 
     async def requests(self, context: Context, principal: Principal) -> None:
-        account, key = subjects(principal)
+        account, key = self._subjects_of(principal)
         decision = await self.limiter.check_requests(account, key, administration=context.is_administration)
         if not decision.allowed:
             self._refuse(context, decision, "requests")
@@ -65,6 +67,18 @@ class LimitMeter:
             self._refuse(context, reservation, "tokens", num_tokens=num_prompt_tokens + (max_tokens or 1))
         context.decisions.append(reservation.decision)
         return reservation
+
+    def _subjects_of(self, principal: Principal) -> tuple[Subject, Subject | None]:
+        """The same as `subjects`, remembered while the principal is the very same object: every request asks."""
+        name = principal.key_id or principal.id
+        known = self._subjects.get(name)
+        if known is not None and known[0] is principal:
+            return known[1], known[2]
+        account, key = subjects(principal)
+        if len(self._subjects) >= MAX_SUBJECTS:
+            self._subjects.clear()
+        self._subjects[name] = principal, account, key
+        return account, key
 
     def _refuse(self, context: Context, decision: Decision, what: str, *, num_tokens: int = 0) -> NoReturn:
         context.decisions.append(decision)
