@@ -138,18 +138,24 @@ def _admitted(minute: PolicyState, hour: PolicyState) -> Headers:
     """The same as the general way, in one go: this is on the path of every answer."""
     least = minute if minute.remaining <= hour.remaining else hour
     item = b'"minute";r=%d;t=%d, "hour";r=%d;t=%d'
+    minute_reset, hour_reset = _seconds(minute.reset_us), _seconds(hour.reset_us)
     return [
         (b"ratelimit-policy", _request_policies(minute.quota, hour.quota)),
-        (b"ratelimit", item % (minute.remaining, minute.reset_seconds, hour.remaining, hour.reset_seconds)),
+        (b"ratelimit", item % (minute.remaining, minute_reset, hour.remaining, hour_reset)),
         (b"x-ratelimit-limit-requests", b"%d" % least.quota),
         (b"x-ratelimit-remaining-requests", b"%d" % least.remaining),
-        (b"x-ratelimit-reset-requests", duration(least.reset_seconds).encode()),
+        (b"x-ratelimit-reset-requests", _duration(minute_reset if least is minute else hour_reset)),
     ]
 
 
 @lru_cache(maxsize=1024)
 def _request_policies(minute: int, hour: int) -> bytes:
     return b'"minute";q=%d;w=60, "hour";q=%d;w=3600' % (minute, hour)
+
+
+@lru_cache(maxsize=4096)
+def _duration(seconds: int) -> bytes:
+    return duration(seconds).encode()
 
 
 def duration(seconds: int) -> str:
