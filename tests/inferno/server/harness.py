@@ -58,7 +58,14 @@ def settings_for_tests(**sections: dict[str, Any]) -> config.Settings:
 class WorkerUnderTest:
     """One worker process and its engines. Use `running_worker`."""
 
-    def __init__(self, settings: config.Settings, models: list[str], *, with_tables: bool = True) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        models: list[str],
+        *,
+        with_tables: bool = True,
+        program: tuple[str, ...] = ("-I", "-m", "inferno.server.worker"),
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.listener = socket.socket()
         self.listener.bind(("127.0.0.1", 0))
@@ -66,7 +73,7 @@ class WorkerUnderTest:
         self.port: int = self.listener.getsockname()[1]
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "inferno.server.worker", str(theirs.fileno())],
+            [sys.executable, *program, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
@@ -160,10 +167,14 @@ class WorkerUnderTest:
 
 @contextlib.contextmanager
 def running_worker(
-    settings: config.Settings | None = None, models: tuple[str, ...] = ("fake",), *, with_engines: bool = True
+    settings: config.Settings | None = None,
+    models: tuple[str, ...] = ("fake",),
+    *,
+    with_engines: bool = True,
+    **options: Any,
 ) -> Iterator[WorkerUnderTest]:
     """A ready worker, with a fake engine for each model."""
-    worker = WorkerUnderTest(settings or settings_for_tests(), list(models))
+    worker = WorkerUnderTest(settings or settings_for_tests(), list(models), **options)
     try:
         worker.wait_ready()
         if with_engines:

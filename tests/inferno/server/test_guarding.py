@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -217,6 +218,25 @@ def test_out_5_a_fault_of_the_guard_ends_the_answer() -> None:
     with pytest.raises(ApiError) as caught:
         guard.pass_on(0, "text", None, is_last=False)
     assert caught.value.code == "redaction_failed"
+
+
+def test_out_5_a_fault_ends_the_stream_with_an_error_event_and_is_audited() -> None:
+    security = {"output_sanitization_enabled": True, "audit_logging_enabled": True}
+    broken = ("-P", str(Path(__file__).with_name("broken_redactor.py")))
+    text = f"word after word {KEY} and more words"
+    with running_worker(settings_for_tests(security=security), program=broken) as worker:
+        answer = chat(worker, text, stream=True)
+        assert answer.status_code == 200
+        events = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: ")]
+        assert json.loads(events[-1])["error"]["code"] == "redaction_failed"
+        assert "[DONE]" not in events
+        assert "more words" not in answer.text
+        assert KEY not in answer.text
+        whole = chat(worker, text)
+        assert whole.status_code == 500
+        assert whole.json()["error"]["code"] == "redaction_failed"
+        assert "words" not in whole.text
+        assert audited(worker, "guard.fault")[0]["result"] == "failure"
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
