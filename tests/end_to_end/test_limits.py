@@ -371,6 +371,19 @@ def test_lim_1_admission_order_and_headers_of_a_refusal(tmp_path):
 
 
 
+def test_lim_9_logins_are_limited_whether_requests_are_or_not(tmp_path):
+    server = serve(tmp_path, rate_limiting_enabled="false", max_logins_per_minute_per_ip=5)
+    try:
+        server.start(ready=False)
+        with server.http() as client:
+            answers = [client.post("/api/v1/auth/login", json={"username": f"no{i}", "password": USER}) for i in range(12)]
+        assert answers[0].status_code == 401
+        # The delays after failures answer 429 too, in other words.
+        assert any("Too many of these requests" in answer.text for answer in answers)
+    finally:
+        stop(server)
+
+
 def test_lim_1_connections_of_one_source_are_capped_exactly_over_four_workers(tmp_path):
     """One listening socket: the kernel gives most of the connections to one worker."""
     server = serve(tmp_path, workers=4, text="[server]\nmax_connections_per_ip = 40\n")
