@@ -131,3 +131,36 @@ sys.stdout.write(metrics.render().decode())
     many = sorted(line.replace('"many"', "R") for line in lines if '"many"' in line)
     assert len(one) == 14
     assert one == many
+
+
+def test_what_a_worker_counted_is_written_within_a_moment_and_whole(tmp_path: Path) -> None:
+    script = """
+import asyncio, sys, time
+from inferno import metrics
+from inferno.server import observing
+told = observing.Metrics()
+async def main():
+    for status in (200, 200, 429):
+        told.answered("/v1/models", "GET", status, time.perf_counter())
+        told.authenticated("key", "accepted")
+    told.answered("/v1/models", "BREW", 405, time.perf_counter())
+    before = metrics.render().decode()
+    assert 'route="/v1/models"' not in before, before
+    deadline = time.monotonic() + 30
+    while 'route="/v1/models"' not in metrics.render().decode():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(observing.FLUSH_SECONDS / 5)
+    told.open(3, 2)
+asyncio.run(main())
+told.answered("/v1/models", "GET", 200, time.perf_counter())  # no loop any more: at once
+sys.stdout.write(metrics.render().decode())
+"""
+    text = run(tmp_path, script)
+    sample = 'inferno_requests_total{{method="{}",route="/v1/models",status="{}"}}'
+    assert value(text, sample.format("GET", 200)) == 3
+    assert value(text, sample.format("GET", 429)) == 1
+    assert value(text, sample.format("other", 405)) == 1
+    assert value(text, 'inferno_request_duration_seconds_count{route="/v1/models"}') == 5
+    assert value(text, 'inferno_auth_verdicts_total{kind="key",verdict="accepted"}') == 3
+    assert value(text, "inferno_connections") == 3
+    assert value(text, "inferno_requests_in_progress") == 2
