@@ -21,7 +21,7 @@ if [[ ${NEWCOMER_INSIDE:-} != 1 ]]; then # once more, with mounts and processes 
     NEWCOMER_INSIDE=1 exec unshare --mount --pid --fork --kill-child "$0" ${cache:+--cache "$cache"} ${root:+--root "$root"} ${with_test:+--test}
 fi
 root=${root:-$(mktemp -d)}
-[[ -n $keep ]] || trap 'umount -R "$root/proc" "$root/dev" "$root/clone" "$root/home/newcomer/.cache/inferno" 2>/dev/null || true; rm -rf --one-file-system "$root"' EXIT
+[[ -n $keep ]] || trap 'umount -R "$root/proc" "$root/dev" 2>/dev/null || true; rm -rf --one-file-system "$root"' EXIT
 
 # The packages, as README.md names them.
 packages=$(sed -n 's/^On Debian 12 with `\([^`]*\)`.*/\1/p' "$here/README.md")
@@ -35,14 +35,14 @@ fi
 # What the machine needs to reach package sources at all; a newcomer's machine has its own.
 cp -a /etc/apt/sources.list /etc/apt/sources.list.d /etc/apt/apt.conf.d "$root/etc/apt/" 2>/dev/null || true
 cp -L /etc/resolv.conf "$root/etc/" 2>/dev/null || true
-mkdir -p "$root/etc/ssl/certs" "$root/clone" && cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/machine-ca.pem"
+mkdir -p "$root/etc/ssl/certs" && cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/machine-ca.pem"
 printf '[global]\ncert = /etc/ssl/certs/machine-ca.pem\n' >"$root/etc/pip.conf"
-for file in /etc/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf; do
+for file in /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"; do
     [[ ! -e $file ]] || grep -iE '^ *(index-url|extra-index-url|trusted-host|proxy)' "$file" >>"$root/etc/pip.conf" || true
 done
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-mount --bind "$here" "$root/clone" && mount -o remount,bind,ro "$root/clone"
+rm -rf "$root/clone" && git clone -q --bare "$here" "$root/clone" # what is committed, with or without a work tree of its own
 inside() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"; }
 echo "# apt-get install $packages $extra"
 inside apt-get update -q >/dev/null
