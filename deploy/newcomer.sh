@@ -38,7 +38,7 @@ cp -L /etc/resolv.conf "$root/etc/" 2>/dev/null || true
 mkdir -p "$root/etc/ssl/certs" && cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/machine-ca.pem"
 printf '[global]\ncert = /etc/ssl/certs/machine-ca.pem\n' >"$root/etc/pip.conf"
 for file in /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"; do
-    [[ ! -e $file ]] || grep -iE '^ *(index-url|extra-index-url|trusted-host|proxy)' "$file" >>"$root/etc/pip.conf" || true
+    [[ ! -e $file ]] || grep -iE '^ *(index-url|extra-index-url|trusted-host|proxy) *= *[^f]' "$file" >>"$root/etc/pip.conf" || true
 done
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
