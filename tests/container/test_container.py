@@ -119,7 +119,7 @@ def container(image, tmp_path_factory):
         "-e", "INFERNO_ADMIN_PASSWORD_FILE=/run/secrets/admin_password",
         "-e", "INFERNO_SECURITY_TLS_REQUIRED=false",
         "-e", "INFERNO_SERVER_HOST=127.0.0.1", "-e", f"INFERNO_SERVER_PORT={port}",
-        image, "serve", "--model", "default=/models/model.gguf",
+        image, "serve", "--model", "mine=/models/model.gguf",
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
 
