@@ -34,6 +34,10 @@ def model_checks(situation: Situation) -> Iterator[Check]:
     except (InfernoError, OSError) as error:
         yield Check("models", "The registry can be read", str(error), "fail", "inferno models list")
         return
+    served = [str(model["name"]) for model in (situation.status or {}).get("models", [])]
+    if not models and served:
+        yield passed("models", "A model is installed", f"given to the server when it was started: {', '.join(served)}")
+        return
     if not models:
         yield Check("models", "A model is installed", "none", "warn", "inferno models add FILE")
         return

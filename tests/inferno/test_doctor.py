@@ -190,6 +190,14 @@ def test_cfg_3_a_secret_in_a_process_s_environment_is_found(config, monkeypatch)
     assert SECRET not in str(check)
 
 
+def test_a_model_that_was_given_to_the_server_is_enough(config, monkeypatch):
+    assert examine(config)["models"].verdict == "warn"
+    status = {"pid": os.getpid(), "workers": [], "models": [{"name": "mine", "state": "ready", "sandbox": {"seccomp": "on"}}]}
+    monkeypatch.setattr(doctor, "_status", lambda data: status)
+    check = examine(config)["models"]
+    assert (check.verdict, "mine" in check.value) == ("pass", True)
+
+
 def test_net_7_an_operators_listener_off_loopback_is_a_warning(config):
     config.write_text('[server]\nadmin_host = "0.0.0.0"\nadmin_port = 9090\n[security]\ntls_required = false\n')
     assert examine(config)["network.operators"].verdict == "warn"
