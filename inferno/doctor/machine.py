@@ -37,10 +37,8 @@ def model_checks(situation: Situation) -> Iterator[Check]:
     served = [str(model["name"]) for model in (situation.status or {}).get("models", [])]
     if not models and served:
         yield passed("models", "A model is installed", f"given to the server when it was started: {', '.join(served)}")
-        return
-    if not models:
+    elif not models:
         yield Check("models", "A model is installed", "none", "warn", "inferno models add FILE")
-        return
     for name, model in models.items():
         id, title = f"models.{name}", f"Model {name}"
         missing = [path for path in model.full_paths if not Path(path).is_file()]
