@@ -1,7 +1,7 @@
 """Entry of an engine process: `python -I -m inferno.engine.main FD`, where FD is its end of the control socket.
 
-Reads the settings message, loads the model (or reports ModelRefused and exits 1), then answers the supervisor from the
-main thread while the step loop runs in its own. A ping is answered while the loop makes progress; a loop that is stuck
+Reads the settings message, loads the model (or reports ModelRefused and exits 1), then runs the step loop in the main
+thread and answers the supervisor from another. A ping is answered while the loop makes progress; a loop that is stuck
 gets no answer, and the supervisor replaces the process. Exit 0 after a drain, or when the supervisor is gone.
 """
 
@@ -98,11 +98,8 @@ def main(arguments: list[str]) -> int:
         _tell_library_log()
         channel.send(refusal.message)
         return 1
-    try:
-        return Engine(settings, loaded, channel, children).serve()
-    finally:
-        if loaded.template is not None:
-            loaded.template.close()
+    Engine(settings, loaded, channel, children).serve()
+    return 0
 
 
 class Engine:
@@ -137,24 +134,38 @@ class Engine:
         )
         self._next_chores = 0.0
 
-    def serve(self) -> int:
-        """Serve until drained, or until the supervisor is gone. Returns the exit status."""
+    def serve(self) -> None:
+        """Serve until drained, or until the supervisor is gone; ends the process.
+
+        The thread that calibrated runs the step loop: OpenMP keeps a team of threads for each thread that ever computed,
+        and with more of them than cores its barriers hardly spin, which made a decode step take twice as long.
+        """
         self._keep_public()
         self._connections.start()
-        threading.Thread(target=self._run_steps, name="inferno-steps", daemon=True).start()
         signal.signal(signal.SIGTERM, lambda *_: self._runner.drain(DRAIN_SECONDS))
         self._channel.send(EngineReady(model=self._loaded.info, calibration=self._loaded.calibration))
-        for message, descriptors in self._children.serve_begins():
-            self._on_control(message, descriptors)
+        threading.Thread(target=self._listen, name="inferno-control", daemon=True).start()
+        self._run_steps()
+
+    def _listen(self) -> None:
+        """The control thread: what the supervisor says. When the supervisor is gone, so is the process."""
+        status = 0
         try:
+            for message, descriptors in self._children.serve_begins():
+                self._on_control(message, descriptors)
             while (received := self._channel.receive()) is not None:
                 self._on_control(received[0], received[1])
         except ProtocolError as error:
             _log.error("the supervisor sent something malformed: %s", error)
-            return 1
+            status = 1
         except OSError:
             pass
-        return 0
+        except Exception:
+            _log.exception("the control thread failed")
+            status = 70
+        if self._loaded.template is not None:
+            self._loaded.template.close()
+        os._exit(status)
 
     def _on_control(self, message: Any, descriptors: list[int]) -> None:
         match message:
@@ -176,7 +187,7 @@ class Engine:
             os.close(number)
 
     def _run_steps(self) -> None:
-        """The step loop's thread. When it ends, the process does: nothing is left to serve with."""
+        """The step loop. When it ends, the process does: nothing is left to serve with."""
         status = 0
         try:
             self._runner.run()
