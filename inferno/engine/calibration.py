@@ -1,7 +1,7 @@
 """A short measurement at load: flash attention or not, and how long a prefill chunk takes on this machine.
 
 Both ways are exact in streams (a lone decode row is accompanied where flash attention needs it), so only speed decides:
-a decode step of all slots and one prefill chunk, weighted as a typical request uses them. The result goes to the
+a decode step of all slots and one prefill chunk, weighted as a typical request in company uses them. The result goes to the
 supervisor, which gives it back at the next start of the same model; settings override it. Engine process, before the
 first request; uses a small context of its own and frees it.
 """
@@ -21,9 +21,10 @@ from inferno_native.chain import Sampler
 from ..messages import EngineSettings
 from .memory import Plan
 
-VERSION = 1
+VERSION = 2
 QUANTUM = 64
-_PROMPT = 256  # tokens behind which a decode step is measured
+_CHUNKS = 3  # of the prompt behind which a decode step is measured
+_TAIL = 2  # tokens after the last boundary: the least that a prefill may hold
 _STEPS = 5
 _MAX_SLOTS = 8
 _BUDGET_SECONDS = 5.0  # for all of it; threads that wait for each other make a busy machine hundreds of times slower
@@ -93,10 +94,12 @@ def calibrate(model: llama.Model, settings: EngineSettings, plan: Plan, threads:
             return Calibration(
                 choices[0], quantum, threads, _ASSUMED_CHUNK_SECONDS, _ASSUMED_STEP_SECONDS, "assumed"
             )
-        # A typical request: 4 chunks and 64 steps. Flash attention must be clearly faster, for a lone row then costs two.
-        results.append(((4 * chunk + 64 * step) * (1.1 if flash else 1.0), flash, chunk, step))
+        # A typical request: 4 chunks and 64 tokens, each a row of a full step. Flash attention must be clearly faster,
+        # for a lone row then costs two.
+        rows = min(plan.slots, _MAX_SLOTS)
+        results.append(((4 * chunk + 64 * step / rows) * (1.05 if flash else 1.0), flash, chunk, step))
         _log.info("calibration: flash attention %s: chunk of %d tokens %.1f ms, step of %d rows %.1f ms",
-                  "on" if flash else "off", quantum, chunk * 1e3, min(plan.slots, _MAX_SLOTS), step * 1e3)  # fmt: skip
+                  "on" if flash else "off", quantum, chunk * 1e3, rows, step * 1e3)  # fmt: skip
     _, flash, chunk, step = min(results)
     return Calibration(flash, quantum, threads, chunk, step, "measured" if wanted is None else "settings")
 
@@ -108,19 +111,20 @@ def _measure(
 
     Raises _TooSlow when `deadline` (perf_counter) passed.
     """
-    batcher = _open(model, slots, _PROMPT + 64, quantum, threads, flash, settings)
+    length = _CHUNKS * quantum + _TAIL
+    batcher = _open(model, slots, length + 64, quantum, threads, flash, settings)
     num_tokens = batcher.vocab.n_tokens
     chunks = []
     state = b""
     for slot in range(slots):
-        tokens = [(1000 + 7919 * (slot + 1) * i) % num_tokens for i in range(_PROMPT)]
+        tokens = [(1000 + 7919 * (slot + 1) * i) % num_tokens for i in range(length)]
         sequence = Sequence(
             tokens, Sampler(batcher.vocab, temperature=0.0), max_tokens=_STEPS + 8, ignore_eos=True
         )
         batcher.admit(sequence)
         if slot:  # the same cache in every slot costs a copy, not another prefill
-            batcher.restore(sequence, state, _PROMPT - quantum)
-        while sequence.num_remaining > quantum:
+            batcher.restore(sequence, state, _CHUNKS * quantum)
+        while sequence.num_remaining > _TAIL:
             begin = time.perf_counter()
             batcher.prefill(sequence)
             chunks.append(time.perf_counter() - begin)

@@ -1,8 +1,9 @@
 """How long the next prefill chunk will take, and whether the running sequences can afford it now.
 
 Chunk times are learned per 512 positions, for attention grows with the position. Between two decode steps prefill may
-spend what the target leaves, or at least half of the target; what is not enough for a chunk is saved for the next
-step, so a chunk that costs more than one step's share runs after a few steps. With decode alone over the target, one
+spend what the target leaves, or at least half of the target, and more when more prompts wait than streams run: few
+streams must not hold up many prompts, which costs everybody throughput. What is not enough for a chunk is saved for the
+next step, so a chunk that costs more than one step's share runs after a few steps. With decode alone over the target, one
 chunk still follows each step. Pure arithmetic over seconds: no clock, no llama.cpp.
 """
 
@@ -36,11 +37,11 @@ class CostModel:
         known = self._chunks.get(bucket)
         self._chunks[bucket] = seconds if known is None else known + _NEW * (seconds - known)
 
-    def decoded(self, seconds: float) -> None:
-        """Note a decode step: it earns prefill its share."""
+    def decoded(self, seconds: float, prompts_per_stream: float = 1.0) -> None:
+        """Note a decode step: it earns prefill its share, for each prompt that waits beyond the number of streams."""
         self._decode_over = seconds >= self.target_seconds
         left = self.target_seconds - seconds
-        self._saved += max(left, self.target_seconds / 2)
+        self._saved += max(left, self.target_seconds / 2) * max(prompts_per_stream, 1.0)
 
     def may_prefill(self, position: int, chunks_since_decode: int) -> bool:
         """Whether a chunk at `position` may run before the next decode step."""

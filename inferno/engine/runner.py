@@ -157,7 +157,7 @@ class Runner:
                 if output is not None:
                     self._emit(self._running[id(sequence)], output)
             self._send_events()
-            self._costs.decoded(time.perf_counter() - begin)
+            self._costs.decoded(time.perf_counter() - begin, (len(self._running) - len(outputs)) / len(outputs))
             self._last_progress = self._clock()
         else:
             self._costs.idle()
