@@ -7,6 +7,7 @@ joins at run time is not seen: inferno.engine.markers knows the usual spelling o
 from __future__ import annotations
 
 import re
+import warnings
 
 _TAG = re.compile(r"\{\{|\{%|\{#")
 _CLOSING = {"{{": "}}", "{%": "%}", "{#": "#}"}
@@ -52,6 +53,8 @@ def _unescape(literal: str) -> str:
     if "\\" not in literal:
         return literal
     try:
-        return literal.encode("ascii", "backslashreplace").decode("unicode-escape")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of an escape that Python does not know
+            return literal.encode("ascii", "backslashreplace").decode("unicode-escape")
     except UnicodeDecodeError:
         return literal
