@@ -153,6 +153,10 @@ def test_every_panel_has_data_from_a_live_server(server, prometheus):
         thread.join(60)
     assert not faults
     assert not empty, "panels without data"
+    # Gauges that are always there must have seen the load too.
+    for name in ("inferno_connections", "inferno_requests_in_progress", "inferno_requests_running"):
+        found = prometheus.ask("query", query=f"max_over_time({name}[5m])")["result"]
+        assert max(float(sample["value"][1]) for sample in found) > 0, name
 
 
 def test_the_dashboards_own_variables_find_the_server(server, prometheus):
