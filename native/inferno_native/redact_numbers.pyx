@@ -441,7 +441,7 @@ cdef void iban_at(View *w, Py_ssize_t pos, Verdict *v) noexcept nogil:
         c = w.s[i]
         w.steps += 1
         if c == 32 or c == 45:
-            if got < 4 or w.s[i - 1] == c:
+            if got < 4 or w.s[i - 1] == 32 or w.s[i - 1] == 45:
                 return
             spaces += 1
             i += 1

@@ -74,7 +74,7 @@ def test_a_waiver_is_recorded_and_only_for_what_was_found(corpus: Path, folder: 
     assert catalog(folder).find("context_length_0").allow == ["context-length-invalid"]
 
 
-def test_names_are_exact_and_never_paths(corpus: Path, folder: Path) -> None:
+def test_inp_6_names_are_exact_and_never_paths(corpus: Path, folder: Path) -> None:
     shutil.copy(corpus / "tiny_llama_q8.gguf", folder / "a.gguf")
     books = catalog(folder)
     assert books.find("a").origin == "found"

@@ -481,10 +481,10 @@ class Twin:
         if wanted is None or not (country.isupper() or country.islower()):
             return None
         letters = "A-Z" if country.isupper() else "a-z"
-        found = re.compile(rf"[{letters}]{{2}}[0-9]{{2}}( ?|-?)(?:[0-9{letters}][ ]?-?){{{wanted - 5}}}[0-9{letters}]").match(
+        found = re.compile(rf"[{letters}]{{2}}[0-9]{{2}}[ -]?(?:[0-9{letters}][ -]?){{{wanted - 5}}}[0-9{letters}]").match(
             self.s, start
         )
-        if found is None or re.search(r"  |--", found[0]) or re.match("[0-9A-Za-z_]", self.s[found.end() :]):
+        if found is None or re.match("[0-9A-Za-z_]", self.s[found.end() :]):
             return None
         plain = re.sub("[ -]", "", found[0])
         if len(plain) != wanted:

@@ -178,7 +178,7 @@ def test_sec_114_only_json_is_read(kind: str) -> None:
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
 
 
-def test_sec_113_compressed_bodies_are_not_read() -> None:
+def test_inp_2_sec_113_compressed_bodies_are_not_read() -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     assert call(app_of(), "/v1/chat/completions", "POST", headers=headers, body=b"\x1f\x8b").status == 415
 

@@ -21,6 +21,7 @@ from inferno.security.screening import Screener
 from inferno.server.guarding import Guards, OutputGuard
 from inferno.server.http import Context
 from inferno.server.redactors import NativeRedactors
+from inferno.server.sse import PADDING_BLOCK
 
 from .harness import WorkerUnderTest, running_worker, settings_for_tests
 
@@ -95,6 +96,17 @@ def test_sec_137_logprobs_of_covered_text_are_withheld(guarded: WorkerUnderTest)
             entries = answer.json()["choices"][0]["logprobs"]["content"]
         joined = bytes(byte for entry in entries for byte in entry["bytes"]).decode()
         assert joined == TEXT.replace(KEY, "")
+
+
+def test_out_7_events_are_padded_where_it_was_asked_for(guarded: WorkerUnderTest) -> None:
+    plain = streamed(chat(guarded, "a word", stream=True))
+    assert not any("obfuscation" in chunk for chunk in plain)
+    asked = chat(guarded, "a word and aLongerOneThanThat", stream=True, stream_options={"include_obfuscation": True})
+    frames = [line for line in asked.text.split("\n\n") if line.startswith("data: {")]
+    padded = [line for line in frames if json.loads(line[6:])["choices"][0]["delta"].get("content")]
+    assert padded
+    assert all("obfuscation" in json.loads(line[6:]) for line in padded)
+    assert {(len(line) + 2) % PADDING_BLOCK for line in padded} == {0}
 
 
 def test_every_choice_has_its_own_guard(guarded: WorkerUnderTest) -> None:

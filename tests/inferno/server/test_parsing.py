@@ -409,7 +409,7 @@ def test_completion_prompts() -> None:
     parse_completion(suffix=None, echo=False, best_of=None)
 
 
-def test_sec_127_model_names() -> None:
+def test_inp_6_sec_127_model_names() -> None:
     for name in ("a", "a" * 128, "org/repo", "llama-3.2:1b", "default", None):
         check_model_name(name)
     for name in (
