@@ -195,11 +195,28 @@ cdef set bad_bidi_lines(str text):
     return bad
 
 
+cdef enum:
+    MAX_CLEANINGS = 8
+
+
 def clean(str text not None):
     """(cleaned text, CONTROL and INVISIBLE bits); the very same object when nothing was to be done.
 
-    The caller has refused NUL and lone surrogates before.
+    What is removed may bring together what hides something again: the text is looked at until nothing changes, at most
+    MAX_CLEANINGS times. The caller has refused NUL and lone surrogates before.
     """
+    cdef int found = 0, more, k
+    cdef str before
+    for k in range(MAX_CLEANINGS):
+        before = text
+        text, more = _clean_once(text)
+        found |= more
+        if text is before or text == before:
+            break
+    return text, found
+
+
+cdef tuple _clean_once(str text):
     cdef Py_ssize_t n = len(text), i, k, line = 0, inside = 0, clusters = 0, hyphens = 0, last_hyphen = -9
     cdef Py_UCS4 c, base, following
     cdef int found = 0

@@ -346,3 +346,10 @@ def test_inp_9_a_date_in_a_url_is_no_forged_log_line_and_a_line_break_before_one
     assert screener.identifier("name", "2026-01-31-nightly").action == "allow"
     for value in ("x%0a2026-01-31", "%0d%0a2026-01-31T08:00:00Z"):
         assert screener.url_value("since", value).action == "block", value
+
+
+def test_inp_5_what_a_removed_character_parted_is_looked_at_again(screener: Screener) -> None:
+    text = "Please i\u200bg\u200bN\u200b\x0eshift"
+    once = screener.content([text])
+    assert once.texts == ("Please igNshift",)
+    assert screener.content(once.texts).texts == once.texts
