@@ -81,6 +81,8 @@ def calibrate(model: llama.Model, settings: EngineSettings, plan: Plan, threads:
         )  # fmt: skip
     quantum = QUANTUM
     choices = [wanted] if wanted is not None else [False, True]
+    if wanted is None and (model.n_swa > 0 or model.is_hybrid):
+        choices = [False]  # a lone row gets no company in a memory that cannot be cut: exact only without
     if settings.kv_cache_type not in (None, "f16", "bf16", "f32") and wanted is None:
         choices = [True]  # a quantized V cache needs flash attention
     results = []

@@ -41,7 +41,9 @@ _log = logging.getLogger("inferno.engine")
 _DIGEST_PIECES, _DIGEST_PIECE_BYTES = 64, 64 << 10
 MAX_DESCRIPTORS = 1024  # of a locked engine: front workers and their like
 _DEVICE_FILES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*", "/dev/kfd")
-_APPROXIMATE = ("F32", "F16", "BF16")  # rows of these differ by their company
+# Types whose products with a row are the same whatever rows stand beside it; K-quants, IQ and floats have kernels that
+# add in another order from some number of rows on (each type is tested alone and in company).
+EXACT_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"})
 
 
 class Refused(Exception):
@@ -138,7 +140,8 @@ def load(
         raise Refused("load-failed", str(error) or "out of memory") from None
     costs = CostModel(settings.target_itl_ms / 1000, chosen.chunk_seconds)
     prompts = PromptBuilder(batcher.vocab, template)
-    info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source, created)
+    info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source, created,
+                     is_exact=batcher.is_exact_in_company)  # fmt: skip
     return Loaded(batcher, prompts, template, costs, info, chosen.as_dict(), source)
 
 
@@ -271,6 +274,8 @@ def _describe(
     force: dict[str, str],
     source: ModelSource,
     created: int,
+    *,
+    is_exact: bool,
 ) -> ModelInfo:
     devices = library.devices()
     accelerators = [name for name, _, kind, _, _ in devices if kind in (1, 2)]
@@ -280,7 +285,7 @@ def _describe(
     layout = settings.kv_layout
     kv_type = settings.kv_cache_type or "f16"
     quantization = model.quantization or facts.quantization or ""
-    exact = layout == "streams" and not on_gpu and quantization not in _APPROXIMATE
+    exact = is_exact and not on_gpu and EXACT_TYPES.issuperset(facts.matrix_types)
     identity = "|".join([
         sha256 or _sampled_digest(source), library.version, library.package_version, backend,
         library.system_info(), str(chosen.flash_attention), kv_type, layout, str(chosen.quantum), str(chosen.threads),

@@ -46,7 +46,10 @@ cdef class Batcher:
     cdef readonly int32_t context_size  # tokens per slot
     cdef readonly int32_t quantum  # prefill chunks start at its multiples
     cdef readonly bint exact_restore_only  # recurrent or sliding-window memory: no cutting at the end
-    cdef readonly bint ghost_row  # a lone decode row is accompanied, see decode()
+    cdef readonly bint ghost_row  # a lone decode row is accompanied, see _step_slots()
+    cdef readonly bint is_exact_in_company  # this memory and attention give the same bits whoever else is running
+    cdef bint _fills_gaps
+    cdef int32_t _num_sequences  # the slots', and one for the ghost of an only slot
     cdef readonly bint unified
     cdef list _slots  # Sequence or None
     cdef llama_batch _batch
@@ -72,6 +75,7 @@ cdef class Batcher:
 
     cdef void _put(self, int32_t row, llama_token token, llama_pos position, llama_seq_id slot, bint wants_logits) noexcept nogil
     cdef void _sample(self, Sequence sequence, float *logits) noexcept nogil
+    cdef bint _may_take_ghost(self, int32_t slot) except -1
     cdef object _after_sample(self, Sequence sequence)
     cdef object _finish(self, Sequence sequence, str reason)
     cdef object _output(self, Sequence sequence, str text, object finish)

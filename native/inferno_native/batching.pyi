@@ -60,6 +60,7 @@ class Batcher:
     quantum: int
     exact_restore_only: bool
     ghost_row: bool
+    is_exact_in_company: bool
     unified: bool
     num_prefilled: int
     num_decoded: int

@@ -22,6 +22,8 @@ from .llama import LlamaError, take_log_lines
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}  # ggml_type
 MAX_SLOTS = 255  # LLAMA_MAX_SEQ is 256; one may be the ghost's
+MAX_GAP = 4  # idle slots between running ones that are filled with ghost rows: a row costs less than another pass
+_LONE_FROM = 250  # tokens before a lone row over a flash attention cache needs company; llama.cpp: from 512 cells on
 
 
 def chunk_end(int32_t num_prompt, int32_t start, int32_t quantum):
@@ -104,7 +106,12 @@ cdef class Batcher:
         self.quantum = quantum
         self.unified = unified
         self.exact_restore_only = model.is_recurrent or model.is_hybrid or model.n_swa > 0
-        self.ghost_row = flash_attention and not unified and not model.is_recurrent and not model.is_hybrid
+        self._fills_gaps = not unified and not model.is_recurrent and not model.is_hybrid
+        self.ghost_row = flash_attention and self._fills_gaps
+        # With flash attention a lone row needs a ghost beside it, and such a memory takes none in a slot in use.
+        self.is_exact_in_company = not unified and (
+            not flash_attention or model.is_recurrent or not self.exact_restore_only)
+        self._num_sequences = num_slots + (1 if self.ghost_row and num_slots == 1 else 0)
         self._slots = [None] * num_slots
         self._batch_capacity = max(quantum + 1, num_slots + 1)
         self._allocate_batch()
@@ -135,7 +142,7 @@ cdef class Batcher:
 
     def _open_context(self, int32_t threads, bint flash_attention, kv_type, int32_t ubatch, bint swa_full):
         cdef llama_context_params params = api.llama_context_default_params()
-        cdef int32_t sequences = self.num_slots + (1 if self.ghost_row else 0)
+        cdef int32_t sequences = self._num_sequences
         cdef char why[256]
         memset(why, 0, sizeof(why))
         params.n_ctx = sequences * ((self.context_size + 255) // 256 * 256)  # llama.cpp rounds to 256 cells
@@ -350,48 +357,86 @@ cdef class Batcher:
     def decode(self):
         """Evaluate one row of each running sequence and sample it. Returns [(sequence, event)], events may be None.
 
-        With flash attention llama.cpp computes a lone row in another order than a row in company once the context is
-        long; a ghost row in a sequence of its own keeps both the same.
+        Rows of neighbouring slots share one pass over the weights; see _step_slots for the ghosts among them.
         """
-        cdef int32_t count = 0, status = 0, rows
+        cdef int32_t slot, row = 0, status = 0
         cdef Sequence sequence
         cdef float *logits
-        cdef bint ghost
-        running = [s for s in self._slots if s is not None and (<Sequence> s).state == DECODING]
-        if not running:
+        slots = self._step_slots()
+        if not slots:
             return []
-        for sequence in running:
-            if sequence.num_evaluated >= self.context_size:
-                raise DecodeError("a sequence outgrew its slot")
-            self._put(count, sequence._tokens[sequence.num_evaluated], sequence.num_evaluated, sequence.slot, True)
-            count += 1
-        ghost = count == 1 and self.ghost_row and (<Sequence> running[0]).num_evaluated >= 250
-        rows = count + (1 if ghost else 0)
-        if ghost:
-            self._put(count, self._token[0], 0, self.num_slots, True)
-        self._batch.n_tokens = rows
+        running = []
+        ghosts = []
+        for slot in slots:
+            sequence = self._slots[slot] if slot < self.num_slots else None
+            if sequence is not None and sequence.state == DECODING:
+                if sequence.num_evaluated >= self.context_size:
+                    raise DecodeError("a sequence outgrew its slot")
+                self._put(row, sequence._tokens[sequence.num_evaluated], sequence.num_evaluated, slot, True)
+                running.append((row, sequence))
+            else:
+                start = 0 if sequence is None else sequence.num_evaluated
+                self._put(row, 0, start, slot, False)
+                ghosts.append((slot, start))
+            row += 1
+        self._batch.n_tokens = row
         with nogil:
             status = api.llama_decode(self._context, self._batch)
-            if ghost:
-                api.llama_memory_seq_rm(self._memory, self.num_slots, -1, -1)
+        for slot, start in ghosts:
+            api.llama_memory_seq_rm(self._memory, slot, start, -1)
         if status != 0:
-            raise DecodeError(f"llama_decode answered {status} to {rows} decode rows")
-        cdef int32_t row = 0
-        for sequence in running:
+            raise DecodeError(f"llama_decode answered {status} to {row} decode rows")
+        for row, sequence in running:
             with nogil:
                 logits = api.llama_get_logits_ith(self._context, row)
                 if logits is not NULL:
                     self._sample(sequence, logits)
             if logits is NULL:
                 raise DecodeError("llama.cpp gave no logits")
-            row += 1
-        self.num_decoded += count
+        self.num_decoded += len(running)
         self.num_steps += 1
         done = []
-        for sequence in running:
+        for _, sequence in running:
             sequence.num_evaluated += 1
             done.append((sequence, self._after_sample(sequence)))
         return done
+
+    def _step_slots(self):
+        """Return the slots of the next decode call in order: running ones, and some that get a ghost row.
+
+        In streams llama.cpp evaluates rows of consecutive sequences together, and starts another pass over all weights
+        at every gap: short gaps are filled. A row alone in its pass is computed in another order by flash attention
+        once the cache is long, so it gets company where flash attention is on: the bits must not depend on who else is
+        there. A ghost's cell is taken back after the call; in a slot in use it lies behind what is evaluated.
+        """
+        cdef int32_t slot
+        slots = [slot for slot in range(self.num_slots)
+                 if self._slots[slot] is not None and (<Sequence> self._slots[slot]).state == DECODING]
+        if not slots or not self._fills_gaps:
+            return slots
+        filled = slots[:1]
+        for slot in slots[1:]:
+            gap = range(filled[len(filled) - 1] + 1, slot)
+            if 0 < len(gap) <= MAX_GAP and all([self._may_take_ghost(idle) for idle in gap]):
+                filled.extend(gap)
+            filled.append(slot)
+        if not self.ghost_row:
+            return filled
+        taken = set(filled)
+        for slot in filled:
+            if slot - 1 in taken or slot + 1 in taken or (<Sequence> self._slots[slot]).num_evaluated < _LONE_FROM:
+                continue
+            for idle in (slot + 1, slot - 1):
+                if 0 <= idle < self._num_sequences and self._may_take_ghost(idle):
+                    taken.add(idle)
+                    break
+        return sorted(taken)
+
+    cdef bint _may_take_ghost(self, int32_t slot) except -1:
+        """Whether a slot that is not running can hold one more row and give it back without a trace."""
+        if slot >= self.num_slots or self._slots[slot] is None:
+            return True
+        return not self.exact_restore_only and (<Sequence> self._slots[slot]).num_evaluated < self.context_size
 
     cdef void _sample(self, Sequence sequence, float *logits) noexcept nogil:
         cdef int32_t forbidden = self._num_suppressed

@@ -11,7 +11,7 @@ import stat
 import sys
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, strlen
 
 from .checked cimport add_u64
 from .gguf_container cimport (
@@ -501,6 +501,32 @@ def _waived_templates(_File file, frozenset waived, profile):
     return set()
 
 
+cdef bint name_is(const uint8_t *name, uint32_t length, const char *expected) noexcept nogil:
+    return length == strlen(expected) and memcmp(name, expected, length) == 0
+
+
+cdef bint name_has(const uint8_t *name, uint32_t length, const char *piece) noexcept nogil:
+    cdef size_t size = strlen(piece)
+    cdef size_t i
+    if length < size:
+        return False
+    for i in range(length - size + 1):
+        if memcmp(name + i, piece, size) == 0:
+            return True
+    return False
+
+
+cdef bint is_table(const uint8_t *name, uint32_t length) noexcept nogil:
+    """Whether a tensor of two dimensions is looked up or used by element: norms, convolutions, decays, positions."""
+    return (
+        name_has(name, length, "norm") or name_has(name, length, "conv") or name_has(name, length, "ssm_a")
+        or name_has(name, length, "ssm_d") and not name_has(name, length, "ssm_dt.weight")
+        or name_has(name, length, ".bias") or name_has(name, length, "scale") or name_has(name, length, "rope_")
+        or name_has(name, length, "position_embd") or name_has(name, length, "token_types")
+        or name_has(name, length, "time_mix_lerp") or name_has(name, length, "time_mix_first")
+    )
+
+
 def _facts(list files, total, profile):
     cdef _File file = files[0]
     cdef _File part
@@ -513,8 +539,14 @@ def _facts(list files, total, profile):
     cdef uint64_t num_tensors = 0
     cdef uint64_t[TENSOR_TYPES] per_type
     cdef int d
+    # Types of the matrices that rows are multiplied with; the embedding is one where no output matrix is.
+    cdef uint64_t[TENSOR_TYPES] multiplied
+    cdef uint32_t embedding_type = TENSOR_TYPES
+    cdef bint has_output = False
+    cdef const uint8_t *label
     for d in range(TENSOR_TYPES):
         per_type[d] = 0
+        multiplied[d] = 0
     for part in files:
         at = part.c.tensors_at
         data_bytes += part.c.data_end
@@ -525,11 +557,21 @@ def _facts(list files, total, profile):
                 elements = tensor.dims[0] * tensor.dims[1] * tensor.dims[2] * tensor.dims[3]
                 parameters += elements
                 per_type[tensor.type] += 1
+                label = part.c.window.data + tensor.name_at + 8
+                if name_is(label, tensor.name_length, "token_embd.weight"):
+                    embedding_type = tensor.type
+                else:
+                    has_output = has_output or name_is(label, tensor.name_length, "output.weight")
+                    if tensor.dims[0] > 1 and tensor.dims[1] > 1 and not is_table(label, tensor.name_length):
+                        multiplied[tensor.type] += 1
                 at = tensor.next_at
+    if not has_output and embedding_type < TENSOR_TYPES:
+        multiplied[embedding_type] += 1
     types = {TYPE_NAMES[d]: per_type[d] for d in range(TENSOR_TYPES) if per_type[d]}
     base = {
         "version": file.c.version, "alignment": file.c.alignment, "size_bytes": total, "data_bytes": data_bytes,
         "tensor_count": num_tensors, "parameter_count": parameters, "tensor_types": types,
+        "matrix_types": tuple([TYPE_NAMES[d] for d in range(TENSOR_TYPES) if multiplied[d]]),
     }
     if profile == "container":
         return Facts(**base)

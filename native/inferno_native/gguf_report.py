@@ -177,6 +177,7 @@ class Facts:
     tensor_count: int
     parameter_count: int
     tensor_types: dict[str, int]
+    matrix_types: tuple[str, ...] = ()  # of the matrices that rows are multiplied with
     architecture: str | None = None
     name: str | None = None
     file_type: int | None = None
