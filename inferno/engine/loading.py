@@ -124,7 +124,7 @@ def load(
             context_size=settings.context_size,
             kv_type=settings.kv_cache_type,
             ubatch=max(quantum + 1, (settings.slots or 8) + 1),
-            extra_sequences=1 if settings.flash_attention == "on" else 0,
+            extra_sequences=1 if settings.slots == 1 and settings.flash_attention != "off" else 0,
             prefix_bytes=settings.prefix_cache_mb << 20,
             available=available,
             weights_resident=0,
