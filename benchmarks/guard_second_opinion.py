@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inferno.security.screening import Screener
@@ -84,7 +86,11 @@ def judged(server: RunningServer, key: str, source: str, texts: list[str], seen:
             count["found"] += bool(verdict.findings)
             count["refused in block mode"] += blocking.content([text]).action == "block"
             body = {"model": "demo", "messages": [{"role": "user", "content": text}], "max_tokens": 4, "temperature": 0}
-            status = client.post("/v1/chat/completions", json=body).status_code
+            try:
+                status = client.post("/v1/chat/completions", json=body).status_code
+            except httpx.TimeoutException:
+                count["timed out"] += 1  # a slow machine; a broken server shows as failed
+                continue
             count["answered" if status == 200 else "refused" if status == 400 else "failed"] += 1
             if any(part in source for part in AS_NAMES):
                 status = client.post("/v1/chat/completions", json={**body, "model": text}).status_code
