@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferno import config
 from inferno.errors import ApiError
-from inferno.messages import AuditAppend, Prepare, TokenLogprob
+from inferno.messages import AuditAppend, Prepare, Reload, TokenLogprob
 from inferno.security.principal import KeyLimits, Principal
 from inferno.security.screening import Screener
 from inferno.server.guarding import Guards, OutputGuard
@@ -230,6 +231,35 @@ def test_out_5_a_fault_of_the_guard_ends_the_answer() -> None:
     with pytest.raises(ApiError) as caught:
         guard.pass_on(0, "text", None, is_last=False)
     assert caught.value.code == "redaction_failed"
+
+
+def test_inp_9_own_rules_of_the_data_directory_are_taken_over_at_a_reload(tmp_path: Path) -> None:
+    security = {"input_validation_enabled": True, "audit_logging_enabled": True}
+    settings = settings_for_tests(security=security, storage={"data_dir": str(tmp_path)})
+    rule = '[[rule]]\nid = "own"\ncategory = "own-{0}"\npattern = "project {0}"\n'
+    rules = tmp_path / "rules.toml"
+    rules.write_text(rule.format("moonshot"))
+
+    def flagged(worker: WorkerUnderTest, name: str) -> int:
+        records = [r for m in worker.received if isinstance(m, AuditAppend) for r in m.records]
+        return sum(f"own-{name}" in r["reason"] for r in records if r["event"] == "input.flagged")
+
+    def ask_until_flagged(worker: WorkerUnderTest, name: str) -> None:
+        before, deadline = flagged(worker, name), time.monotonic() + 30
+        while flagged(worker, name) == before:
+            assert time.monotonic() < deadline
+            assert chat(worker, f"What about project {name}?").status_code == 200
+
+    with running_worker(settings) as worker:
+        ask_until_flagged(worker, "moonshot")
+        rules.write_text(rule.format("comet"))
+        worker.control.send(Reload(settings=config.encode(settings)))
+        ask_until_flagged(worker, "comet")
+        before = flagged(worker, "moonshot")
+        assert chat(worker, "What about project moonshot?").status_code == 200
+        ask_until_flagged(worker, "comet")  # records come in order
+        ask_until_flagged(worker, "comet")
+        assert flagged(worker, "moonshot") == before
 
 
 def test_out_5_a_fault_ends_the_stream_with_an_error_event_and_is_audited() -> None:
