@@ -9,7 +9,7 @@ from inferno_native.redactor import Redactor, RedactorError
 
 from inferno.server.redactors import NativeRedactors
 
-GOOD_FEEDS = 3
+GOOD_FEEDS = 1
 
 
 class Failing:
