@@ -30,6 +30,7 @@ def register(verbs: Verbs, server: Supervisor) -> None:
     verbs.register("models.list", partial(_list_models, server))
     verbs.register("models.load", partial(_load_model, server))
     verbs.register("models.unload", partial(_unload_model, server))
+    verbs.register("cache.state", partial(_cache_state, server))
     verbs.register("cache.clear", partial(_clear_cache, server))
     verbs.register("config.change", partial(_change_config, server))
     verbs.register("reload", partial(_reload_verb, server))
@@ -92,6 +93,22 @@ async def _unload_model(server: Supervisor, arguments: dict[str, Any], caller: C
     await engine.stop(server.settings.server.shutdown_grace_seconds)
     server.event("model.unload", target=name)
     return summary.model_facts(engine)
+
+
+async def _cache_state(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:
+    """The prefix store of each engine that serves, from its last answer to a ping."""
+    return [
+        {
+            "model": name,
+            "bytes": engine.stats.prefix_bytes,
+            "max_bytes": engine.settings.prefix_cache_mb << 20,
+            "entries": engine.stats.prefix_entries,
+            "hit_tokens": engine.stats.prefix_hit_tokens,
+            "miss_tokens": engine.stats.prefix_miss_tokens,
+        }
+        for name, engine in sorted(server.engines.items())
+        if engine.state == "ready"
+    ]
 
 
 async def _clear_cache(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:

@@ -139,6 +139,29 @@ class OperationRoutes:
         changed = await self._control.ask("config.change", {"changes": changes})
         return json_reply(changed)
 
+    # ------------------------------------------------------------ prefix stores
+
+    async def get_cache(self, request: Request) -> Reply:
+        allowed = request.principal.models
+        found = await self._control.ask("cache.state")
+        return json_reply(
+            {"data": [entry for entry in found if allowed is None or entry["model"] in allowed], "next": None}
+        )
+
+    async def clear_cache(self, request: Request) -> Reply:
+        """All prefixes but the operator's for who manages users (`scope=own`: only theirs); for others, their own."""
+        scope = query(request, "scope").get("scope")
+        if scope not in (None, "own", "all"):
+            raise ApiError("invalid_value", "scope: expected own or all.", param="scope")
+        manages = "manage_users" in request.principal.permissions
+        if scope == "all" and not manages:
+            raise ApiError("insufficient_permissions", "The cache of others needs the permission manage_users.")
+        is_own = scope == "own" or not manages
+        await self._said(request, "config.change", target="cache", reason="own" if is_own else "all")
+        arguments = {"principal": self._services.tag(request.principal)} if is_own else {}
+        cleared = await self._control.ask("cache.clear", arguments)
+        return json_reply({"scope": "own" if is_own else "all", **cleared})
+
     # ------------------------------------------------------------ metrics
 
     async def metrics(self, request: Request) -> Reply:

@@ -20,6 +20,7 @@ VIEW_AUDIT = Policy(permissions=("view_audit_logs",))
 READ_MODELS = Policy(permissions=("read_models",))
 WRITE_MODELS = Policy(permissions=("write_models",))
 WRITE_CONFIG = Policy(permissions=("write_config",))
+MANAGE_CACHE = Policy(permissions=("manage_cache",))
 READ_METRICS = Policy(permissions=("read_metrics",))
 
 
@@ -73,6 +74,13 @@ def admin_routes(services: Services, identity: WorkerIdentity, control: Control)
             {
                 "GET": Operation(operations.get_config, WRITE_CONFIG),
                 "PATCH": Operation(operations.change_config, WRITE_CONFIG),
+            },
+        ),
+        ApiRoute(
+            "/api/v1/cache",
+            {
+                "GET": Operation(operations.get_cache, MANAGE_CACHE),
+                "DELETE": Operation(operations.clear_cache, MANAGE_CACHE),
             },
         ),
         ApiRoute("/metrics", {"GET": Operation(operations.metrics, READ_METRICS)}),

@@ -305,6 +305,27 @@ class ModelPage(Struct, frozen=True):
     next: None
 
 
+class CacheState(Struct, frozen=True):
+    """The prefix store of one model's engine: what it holds now, tokens since the engine started."""
+
+    model: str
+    bytes: Count
+    max_bytes: Count
+    entries: Count
+    hit_tokens: Count
+    miss_tokens: Count
+
+
+class CachePage(Struct, frozen=True):
+    data: list[CacheState]
+    next: None
+
+
+class CacheCleared(Struct, frozen=True):
+    scope: Literal["own", "all"]
+    models: list[str]
+
+
 class ConfigChanged(Struct, frozen=True):
     changed: list[str]
 

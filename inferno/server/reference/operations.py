@@ -169,6 +169,13 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ("PATCH", "/api/v1/config"): Described(
         "Change reloadable keys", answers.ConfigChanged, admin.ConfigPatch, codes=_CHANGE
     ),
+    ("GET", "/api/v1/cache"): Described("Show the prefix store of each model", answers.CachePage),
+    ("DELETE", "/api/v1/cache"): Described(
+        "Forget stored prefixes: one's own, or all of them",
+        answers.CacheCleared,
+        query=(Parameter("scope", {"enum": ["own", "all"]}, "all needs manage_users, and is the default with it"),),
+        codes=("audit_unavailable", "insufficient_permissions"),
+    ),
     ("GET", "/metrics"): Described("Prometheus metrics of the whole server", media="text/plain", codes=("not_found",)),
     ("GET", "/healthz"): Described("Is the server alive?", answers.Health),
     ("GET", "/readyz"): Described("Can a model answer?", answers.Health, unready=answers.Health),

@@ -381,6 +381,8 @@ async def test_verbs_load_and_unload_and_tell(tmp_path: Path) -> None:
         assert caught.value.code == "model_not_found"
         listed = await asyncio.to_thread(ask, "models.list")
         assert {entry["name"]: entry["state"] for entry in listed} == {"good": "ready", "refused": "refused"}
+        stores = await asyncio.to_thread(ask, "cache.state")
+        assert [(entry["model"], entry["max_bytes"] % (1 << 20)) for entry in stores] == [("good", 0)]
         assert (await asyncio.to_thread(ask, "cache.clear"))["models"] == ["good"]
         assert (await asyncio.to_thread(ask, "models.unload", name="good"))["state"] == "unloaded"
         await server.until(lambda: server.of("engine_gone", model="good", state="unloaded"))
