@@ -86,9 +86,12 @@ class UsageJournal:
             self._fd = -1
 
     def _open(self) -> None:
-        self._path = self._folder / f"open-{uuid.uuid4().hex}.jsonl"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # Under another name until it is locked: a journal without a lock is taken for one whose process is gone.
+        name = f"{uuid.uuid4().hex}.jsonl"
+        new, self._path = self._folder / f"new-{name}", self._folder / f"open-{name}"
+        self._fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
+        os.rename(new, self._path)
         self._num_bytes = 0
 
     def _write(self) -> None:
