@@ -85,11 +85,18 @@ class ServedModels:
         """Keep what a loaded model's engine measured."""
         self._calibrations.keep(settings, calibration)
 
-    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None:
-        """Keep an engine's verdict under the state of the files, when it compared their digests with the recorded ones."""
-        if len(message.sha256) != len(stamps) or message.sha256[: len(settings.sha256)] != settings.sha256:
-            return
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]:
+        """Keep an engine's verdict under the state of the files, when it compared their digests with the recorded ones.
+
+        Returns the states that need no new digest at the next start of this engine.
+        """
+        was_compared = len(message.sha256) == len(stamps) and (
+            message.sha256[: len(settings.sha256)] == settings.sha256
+        )
         try:
-            self._catalog.remember(stamps, "valid", message.sha256, message.policy)
+            if was_compared:
+                self._catalog.remember(stamps, "valid", message.sha256, message.policy)
+            return self._catalog.known_stamps(self._catalog.find(settings.name))
         except (OSError, InfernoError) as error:  # the next start hashes again
             _log.warning("the verdict on model %s is not kept: %s", settings.name, error)
+            return []

@@ -61,7 +61,7 @@ class EngineHost(Protocol):
     def workers(self) -> list[WorkerProcess]: ...
     def engine_changed(self, engine: EngineProcess) -> None: ...
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
-    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> None: ...
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]: ...
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None: ...
 
 
@@ -326,10 +326,9 @@ class EngineProcess:
         if len(stamps) < len(before) or stamps != [Stamp.at(path) for path in self.settings.paths]:
             return  # changed meanwhile: the engine has its own bytes, but nothing is known of the file
         self._host.event("model.verified", target=self.name, reason=", ".join(message.sha256 or message.policy))
-        self._host.model_verified(self.settings, stamps, message)
-        if message.sha256:
-            known = [*self.settings.known_stamps, *(stamp.text() for stamp in stamps)]
-            self.settings = replace(self.settings, known_stamps=known)
+        # For a restart. What may be skipped then is the registry's to say: with verify = "always" nothing.
+        known = self._host.model_verified(self.settings, stamps, message)
+        self.settings = replace(self.settings, known_stamps=known)
 
     def _ready(self, message: EngineReady) -> None:
         if self.state == "ready" or self._stop.is_set():
