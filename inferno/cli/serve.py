@@ -30,6 +30,27 @@ from .options import config_option
 from .served import ServedModels
 
 
+def _check_cpu_in_a_container() -> None:
+    """The image is built for x86-64-v3: a lesser CPU would end an engine with an illegal instruction, unexplained."""
+    lacking = lacking_cpu_features() if CONTAINER_START.is_file() else []
+    if lacking:
+        raise StartError(
+            f"this CPU lacks {', '.join(lacking)}, which the image's llama.cpp needs (x86-64-v3); build the image on a "
+            'machine like this one with --build-arg LLAMA_CMAKE="-DGGML_NATIVE=ON"'
+        )
+
+
+@contextmanager
+def _complete_line_in_a_container() -> Iterator[None]:
+    """Whoever starts the image without what it needs is told the whole line, not one missing thing after the other."""
+    try:
+        yield
+    except ConfigError as error:
+        if CONTAINER_START.is_file():
+            raise ConfigError(f"{error}\n\n{CONTAINER_START.read_text().rstrip()}") from None
+        raise
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -55,6 +76,7 @@ SIGTERM ends the server once running answers are done, SIGHUP reloads what can c
 @click.option(
     "--i-know-this-is-open", "is_open_allowed", is_flag=True, help="Allow no authentication off loopback."
 )
+@_complete_line_in_a_container()
 def serve(
     config: str | None,
     host: str | None,
@@ -68,41 +90,6 @@ def serve(
     """Serve models over an OpenAI-compatible API. Starts without a model too; refuses to start unsafe, says why and
     how to fix it."""
     _check_cpu_in_a_container()
-    with _complete_line_in_a_container():
-        _serve(config, host, port, workers, models, show_config, as_json, is_open_allowed)
-
-
-def _check_cpu_in_a_container() -> None:
-    """The image is built for x86-64-v3: a lesser CPU would end an engine with an illegal instruction, unexplained."""
-    lacking = lacking_cpu_features() if CONTAINER_START.is_file() else []
-    if lacking:
-        raise StartError(
-            f"this CPU lacks {', '.join(lacking)}, which the image's llama.cpp needs (x86-64-v3); build the image on a "
-            'machine like this one with --build-arg LLAMA_CMAKE="-DGGML_NATIVE=ON"'
-        )
-
-
-@contextmanager
-def _complete_line_in_a_container() -> Iterator[None]:
-    """Whoever starts the image without what it needs is told the whole line, not one missing thing after the other."""
-    try:
-        yield
-    except ConfigError as error:
-        if CONTAINER_START.is_file():
-            raise ConfigError(f"{error}\n\n{CONTAINER_START.read_text().rstrip()}") from None
-        raise
-
-
-def _serve(
-    config: str | None,
-    host: str | None,
-    port: int | None,
-    workers: int | None,
-    models: tuple[str, ...],
-    show_config: bool,
-    as_json: bool,
-    is_open_allowed: bool,
-) -> None:
     environ = secrets_module.hide_environment()
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
     certificate = CertificateWatch()
