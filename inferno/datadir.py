@@ -46,6 +46,11 @@ class DataDir:
         return self.root / "secrets.env"
 
     @property
+    def rules_file(self) -> Path:
+        """The operator's own rules of the input guard; absent unless made."""
+        return self.root / "rules.toml"
+
+    @property
     def control_socket(self) -> Path:
         return self.root / "control.sock"
 

@@ -124,14 +124,10 @@ def serve(
 
 def check_rules(settings: Settings) -> None:
     """Compile the operator's guard rules where there are any, so that a bad file is refused here. Raises ConfigError."""
-    path = os.path.join(settings.storage.data_dir, "rules.toml")
-    if settings.security.input_validation_enabled and os.path.lexists(path):
-        from ..security.rules import (  # the scanner: not for a server without own rules
-            load_rules,
-            operator_rules,
-        )
+    if settings.security.input_validation_enabled and os.path.lexists(DataDir(settings.storage.data_dir).rules_file):
+        from ..security import rules  # the scanner: not for a server without own rules
 
-        load_rules(operator_rules(settings.storage.data_dir))
+        rules.load_rules(rules.operator_rules(settings.storage.data_dir))
 
 
 async def _run(

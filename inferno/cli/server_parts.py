@@ -60,7 +60,10 @@ class EpochsTable:
 
 
 class BucketsTable:
-    """The rate buckets, or the counts of connections: each worker is one owner of holds (a slot and its generation), settled when it ends."""
+    """The rate buckets, or the counts of connections.
+
+    Each worker is one owner of holds (a slot and its generation), settled when it ends.
+    """
 
     def __init__(
         self,

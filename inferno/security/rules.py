@@ -1,8 +1,8 @@
 """The scanner's rules as data: reads the TOML files, checks them, compiles them into one native scanner.
 
 Shipped rules stand in inferno/security/rules/*.toml; an operator adds rules.toml, of the same form, to the data
-directory. A later file may repeat
-an id to change its score and actions. Owns no decision: which action follows is inferno.security.screening's.
+directory. A later file may repeat an id to change its score and actions. Owns no decision: which action follows is
+inferno.security.screening's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from inferno_native.scanner import Scanner
 from inferno_native.textclean import fold
 
+from inferno.datadir import DataDir
 from inferno.errors import ConfigError
 from inferno.security.patterns import PatternError, compile_patterns
 
@@ -40,7 +41,6 @@ CATEGORIES = (
 )
 DETECTORS = ("control", "invisible", "disguise")
 DEFAULT_WITHIN = 64
-OPERATOR_FILE = "rules.toml"
 MAX_FILE_BYTES = 1 << 20
 MAX_WITHIN = 1024
 _FIELDS = {
@@ -211,7 +211,7 @@ def compile_rules(rules: Iterable[Rule]) -> RuleSet:
 
 def operator_rules(data_dir: str | Path) -> tuple[Path, ...]:
     """The operator's own rule file, `rules.toml` in the data directory, where there is one."""
-    path = Path(data_dir) / OPERATOR_FILE
+    path = DataDir(data_dir).rules_file
     return (path,) if os.path.lexists(path) else ()
 
 

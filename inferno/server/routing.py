@@ -11,7 +11,8 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from starlette.routing import BaseRoute, Match, Router
+from starlette.datastructures import URLPath
+from starlette.routing import BaseRoute, Match, NoMatchFound, Router
 
 from ..errors import ApiError, EngineError, StartError
 from ..security.permissions import Policy
@@ -109,8 +110,8 @@ class ApiRoute(BaseRoute):
             return Match.NONE, {}
         return Match.FULL, {"path_params": params}
 
-    def url_path_for(self, name: str, /, **path_params: object) -> object:  # type: ignore[override]
-        raise NotImplementedError("URLs are not built from routes")
+    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
+        raise NoMatchFound(name, path_params)  # routes have no names: no URL is built from one
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, scope.get("path_params") or {}, self.max_body_bytes)
