@@ -14,16 +14,14 @@ cdef enum:
     JUDGED = 64         # characters of a body that decide whether it is real
 
 # Parts that show a value to be a stand-in.
-cdef enum:
-    NUM_STAND_INS = 30
-cdef const char *STAND_INS[NUM_STAND_INS]
+cdef const char *STAND_INS[30]  # a list of another length does not compile
 STAND_INS[:] = [
     b"your", b"example", b"placeholder", b"changeme", b"change-me", b"change_me", b"changeit", b"replace",
     b"redacted", b"xxxxx", b"*****", b".....", b"insert", b"dummy", b"todo", b"fixme", b"password", b"passwd",
     b"not-a-", b"notasecret", b"fake", b"sample", b"_here", b"-here", b"undefined", b"12345678", b"abcdefgh",
     b"secret_name", b"none", b"null"
 ]
-_stand_ins = [bytes(STAND_INS[i]).decode() for i in range(NUM_STAND_INS)]  # for the slow twin
+_stand_ins = [bytes(STAND_INS[i]).decode() for i in range(sizeof(STAND_INS) // sizeof(STAND_INS[0]))]  # for the slow twin
 
 
 cdef bint in_alphabet(uint8_t c, int alphabet) noexcept nogil:
@@ -72,8 +70,8 @@ cdef double entropy(const uint8_t *s, Py_ssize_t n) noexcept nogil:
 
 
 cdef bint is_stand_in(const uint8_t *s, Py_ssize_t n) noexcept nogil:
-    cdef int k
-    for k in range(NUM_STAND_INS):
+    cdef size_t k
+    for k in range(sizeof(STAND_INS) // sizeof(STAND_INS[0])):
         if contains(s, n, STAND_INS[k]) >= 0:
             return True
     return False

@@ -20,9 +20,7 @@ cdef enum:
     MAX_VALUE = 256     # of an assigned value
 
 # What may follow the word inside of an identifier: DB_PASSWORD_PROD holds a secret, PASSWORD_MIN_LENGTH does not.
-cdef enum:
-    NUM_SUFFIXES = 45
-cdef const char *SUFFIXES[NUM_SUFFIXES]
+cdef const char *SUFFIXES[45]  # a list of another length does not compile
 SUFFIXES[:] = [
     b"key", b"_key", b"-key", b"accesskey", b"_access_key", b"-access-key", b"value", b"_value", b"string",
     b"_base", b"_key_base", b"keybase", b"_prod", b"_dev", b"_test", b"_live", b"_staging", b"_production",
@@ -30,7 +28,7 @@ SUFFIXES[:] = [
     b"_v1", b"_v2", b"1", b"2", b"_1", b"_2", b"_main", b"_default", b"hash_key", b"_token", b"token", b"-token",
     b"_id_key", b"_secret", b"secret", b"s", b"a"
 ]
-_suffixes = [bytes(SUFFIXES[i]).decode() for i in range(NUM_SUFFIXES)]  # for the slow twin
+_suffixes = [bytes(SUFFIXES[i]).decode() for i in range(sizeof(SUFFIXES) // sizeof(SUFFIXES[0]))]  # for the slow twin
 
 
 cdef bint is_url_stop(uint8_t c) noexcept nogil:
@@ -164,7 +162,8 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     cdef uint8_t suffix[25]
     cdef uint8_t quote = 0
     cdef bint escaped = False, element = False, option, loose = False, strong = (literal.flags & F_STRONG) != 0, joined = False, found, closed
-    cdef int kind, lit
+    cdef int kind
+    cdef size_t lit
     cdef Verdict inner
     set_no(v)
     while id_start > 0 and start - id_start < 40 and (is_word(w.s[id_start - 1]) or w.s[id_start - 1] == 45):
@@ -191,7 +190,7 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
         if i > k:
             suffix[i - k] = 0
             found = False
-            for lit in range(NUM_SUFFIXES):
+            for lit in range(sizeof(SUFFIXES) // sizeof(SUFFIXES[0])):
                 if strlen(SUFFIXES[lit]) == <size_t>(i - k) and memcmp(SUFFIXES[lit], suffix, i - k) == 0:
                     found = True
                     break
