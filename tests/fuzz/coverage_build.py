@@ -15,6 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "coverage"
 
 
+def conclude(counters: ctypes.CDLL, module: str, num_findings: int, seed: int) -> int:
+    """Say what a run reached and found; returns its exit status. A run that saw no edge has tested nothing."""
+    print(f"edges found: {counters.edges_seen()} of {counters.edges_total()} in {Path(module).name} and its kin; "
+          f"findings: {num_findings}; seed {seed}")
+    if counters.edges_seen() == 0:
+        print("no edge was reported: the modules under test are not instrumented")
+        return 1
+    return 1 if num_findings else 0
+
+
 def build(modules: str) -> ctypes.CDLL:
     """The library that counts the edges of these modules (names with blanks between)."""
     environment = {**os.environ, "INFERNO_BUILD": "coverage", "INFERNO_EXTENSIONS": modules, "CC": "clang", "LDSHARED": "clang -shared"}

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.fuzz.coverage_build import ROOT, build
+from tests.fuzz.coverage_build import ROOT, build, conclude
 
 MODULES = "gguf gguf_container gguf_model gguf_vocab"
 FINDINGS = ROOT / "build" / "fuzz-gguf"
@@ -104,7 +104,6 @@ def main() -> int:
     from tests.native import reference_gguf as twin
     from tests.native.gguf_mutations import mutate
 
-    where = str(Path(gguf.__file__))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(ROOT / "tests/data/gguf_corpus/make_corpus.py"), folder], check=True,
                        capture_output=True)
@@ -173,12 +172,7 @@ def main() -> int:
     seconds = time.monotonic() - start
     print(f"{count['inputs']} inputs in {seconds:.0f} s, {count['containers']} sound containers, {count['models']} models "
           f"given to the loader ({count['loaded']} accepted stages), {len(pool) - len(seeds)} inputs kept")
-    print(f"edges found: {counters.edges_seen()} of {counters.edges_total()} in {os.path.basename(where)} and its kin; "
-          f"findings: {len(findings)}; seed {options.seed}")
-    if counters.edges_seen() == 0:
-        print("no edge was reported: the verifier under test is not instrumented")
-        return 1
-    return 1 if findings else 0
+    return conclude(counters, gguf.__file__, len(findings), options.seed)
 
 
 if __name__ == "__main__":

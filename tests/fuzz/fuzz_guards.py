@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.fuzz.coverage_build import ROOT, build
+from tests.fuzz.coverage_build import ROOT, build, conclude
 
 MODULES = "redact_judge redact_literals redact_numbers redact_pem redact_secrets redact_tokens redactor scanner textclean"
 FINDINGS = ROOT / "build" / "fuzz-guards"
@@ -144,12 +144,7 @@ def main() -> int:
         if counters.take_new() and count > len(seeds) and len(pool) < 20000:
             pool.append(text)
     print(f"{count} inputs in {time.monotonic() - start:.0f} s, {len(pool) - len(seeds)} kept")
-    print(f"edges found: {counters.edges_seen()} of {counters.edges_total()} in {Path(redactor.__file__).name} and its kin; "
-          f"findings: {len(findings)}; seed {options.seed}")
-    if counters.edges_seen() == 0:
-        print("no edge was reported: the modules under test are not instrumented")
-        return 1
-    return 1 if findings else 0
+    return conclude(counters, redactor.__file__, len(findings), options.seed)
 
 
 if __name__ == "__main__":

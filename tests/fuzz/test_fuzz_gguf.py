@@ -1,29 +1,15 @@
 """A short run of the model fuzzer, so that it and its laws stay alive; `make fuzz-gguf SECONDS=600` is the long one."""
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-FUZZER = Path(__file__).with_name("fuzz_gguf.py")
+from tests.fuzz.short_run import short_run
 
 
 @pytest.mark.slow
 def test_a_short_run_finds_edges_and_no_broken_law() -> None:
-    if shutil.which("clang") is None:
-        pytest.skip("clang is absent (make ci-deps)")
-    # a fixed seed and a fixed number of inputs: the same run on any machine
-    command = [sys.executable, str(FUZZER), "300", "--inputs", "5000", "--seed", "20260101"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = re.search(r"edges found: (\d+) of (\d+)", done.stdout)
-    assert found is not None
-    # the modules' own passes, not only their start-up code
-    assert int(found[1]) > 1500
-    inputs = re.search(r"(\d+) inputs in .*, (\d+) sound containers, (\d+) models", done.stdout)
+    inputs = re.search(r"(\d+) inputs in .*, (\d+) sound containers, (\d+) models", short_run("fuzz_gguf.py", 5000, 1500))
     assert inputs is not None
     assert int(inputs[1]) > 300
     assert int(inputs[2]) > 50
