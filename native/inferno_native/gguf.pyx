@@ -204,7 +204,10 @@ cdef class _File:
         reason = SLUGS[self.c.fault.reason]
         detail = REASONS[reason]
         numbers = what != NULL and what[0] != 0
-        if numbers:
+        if self.c.fault.reason == R_BAD_MAGIC:  # letters say more than the number that they spell
+            had = int(self.c.fault.had).to_bytes(4, "little").rstrip(b"\0")
+            detail += f": wanted {int(self.c.fault.wanted).to_bytes(4, 'little')!r}, had {had!r}"
+        elif numbers:
             detail += f": wanted {self.c.fault.wanted} {(<bytes>what).decode()}, had {self.c.fault.had}"
         raise GgufError(
             reason, self.c.fault.offset, detail, policy=bool(self.c.fault.policy), shard=self.index,

@@ -207,3 +207,10 @@ def test_metadata_beyond_the_cap_is_refused_before_memory_is_taken(tmp_path: Pat
     reason, grown = done.stdout.split()
     assert reason == "metadata-too-large"
     assert int(grown) < 270 * 1024  # KiB: never more than the cap
+
+
+def test_what_stands_in_the_place_of_the_magic_is_shown_as_letters(tmp_path: Path) -> None:
+    (tmp_path / "page.gguf").write_bytes(b"<html>" + bytes(64))
+    with open(tmp_path / "page.gguf", "rb") as file, pytest.raises(GgufError) as caught:
+        gguf.verify_fd(file.fileno())
+    assert str(caught.value) == "bad-magic: the file does not start with GGUF: wanted b'GGUF', had b'<htm' (at byte 0)"
