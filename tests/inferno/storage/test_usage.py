@@ -126,6 +126,32 @@ def test_a_living_process_keeps_its_journal(store, tmp_path):
     asyncio.run(main())
 
 
+def test_a_journal_is_never_seen_before_it_is_locked(store, tmp_path, monkeypatch):
+    """Another process looks for orphans in the moment between a journal's creation and its lock."""
+
+    async def main():
+        async with store() as opened:
+            theirs = UsageJournal(tmp_path / "usage")
+            lock = usage.fcntl.flock
+
+            def look_then_lock(fd, how):
+                if how == usage.fcntl.LOCK_EX:
+                    monkeypatch.setattr(usage.fcntl, "flock", lock)
+                    theirs._adopt_orphans()
+                lock(fd, how)
+
+            monkeypatch.setattr(usage.fcntl, "flock", look_then_lock)
+            mine = UsageJournal(tmp_path / "usage")
+            mine.add("a", None, "m", 1, 2, NOW)
+            assert await theirs.count(opened, NOW) == 0  # it lives
+            assert await mine.count(opened, NOW) == 1
+            assert await usage.totals(opened) == (1, 1, 2)
+            for journal in (mine, theirs):
+                journal.close()
+
+    asyncio.run(main())
+
+
 def test_a_full_disk_keeps_lines_in_memory(store, tmp_path):
     async def main():
         async with store() as opened:
