@@ -20,7 +20,7 @@ from inferno_native.gguf_report import Facts, GgufError
 
 from .config import Models
 from .config.schema import MODEL_NAME
-from .digests import Progress
+from .digests import FileDigests, Progress
 from .errors import InfernoError
 from .modelfile import Stamp, find_models, open_below, open_model
 from .registry import Content, FactsSummary, KnownVerdict, Registered, Registry
@@ -82,6 +82,9 @@ class Checked(Protocol):
 
     @property
     def policy(self) -> tuple[str, ...]: ...
+
+    @property
+    def digests(self) -> tuple[FileDigests, ...]: ...
 
     @property
     def sha256(self) -> tuple[str, ...]: ...
@@ -210,39 +213,30 @@ class Catalog:
             )
         return model.sha256
 
-    def is_known(self, stamps: Sequence[Stamp], model: Model) -> bool:
-        """Whether exactly these files were verified before, so that verify = "changed" needs no new digest."""
-        if self.settings.verify == "always":
-            return False
-        verdicts = self.registry.read().verdicts
-        for index, stamp in enumerate(stamps):
-            known = verdicts.get(stamp.text())
-            if known is None or known.verdict != "valid" or known.verifier != gguf.VERIFIER_VERSION:
-                return False
-            if not set(known.allow) <= set(model.allow):
-                return False
-            if index < len(model.sha256) and known.sha256 != model.sha256[index]:
-                return False
-        return bool(stamps)
+    def known_files(self, model: Model) -> dict[str, str]:
+        """Of files that were verified with these waivers and digests, the state and the xxh3_128.
 
-    def known_stamps(self, model: Model) -> list[str]:
-        """States of files that were verified with these waivers and digests; an engine need not hash those again."""
+        An engine that finds both the same need not take their SHA-256 again.
+        """
         if self.settings.verify == "always":
-            return []
-        return [
-            stamp
+            return {}
+        return {
+            stamp: known.xxh3_128
             for stamp, known in self.registry.read().verdicts.items()
-            if known.verdict == "valid" and known.verifier == gguf.VERIFIER_VERSION
+            if known.verdict == "valid" and known.verifier == gguf.VERIFIER_VERSION and known.xxh3_128
             and set(known.allow) <= set(model.allow)
             and (not model.sha256 or known.sha256 in model.sha256)
-        ]
+        }
 
-    def remember(self, stamps: Sequence[Stamp], verdict: str, sha256: Sequence[str], allow: Sequence[str]) -> None:
+    def remember(
+        self, stamps: Sequence[Stamp], verdict: str, digests: Sequence[FileDigests], allow: Sequence[str]
+    ) -> None:
         """Keep a verdict under the state of the files it was made for."""
         new = {
             stamp.text(): KnownVerdict(
                 verdict=verdict, verifier=gguf.VERIFIER_VERSION, allow=sorted(allow),
-                sha256=sha256[index] if index < len(sha256) else "",
+                sha256=digests[index].sha256 if index < len(digests) else "",
+                xxh3_128=digests[index].xxh3_128 if index < len(digests) else "",
             )
             for index, stamp in enumerate(stamps)
         }
@@ -304,7 +298,7 @@ class Catalog:
             return msgspec.structs.replace(content, models=content.models | {name: entry})
 
         self.registry.update(change)
-        self.remember(before, "valid", verdict.sha256, verdict.policy)
+        self.remember(before, "valid", verdict.digests, verdict.policy)
         return entry
 
     def remove(self, name: str) -> Registered:

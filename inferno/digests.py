@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -33,7 +33,14 @@ class FileShrank(OSError):
     """The file became shorter while it was read."""
 
 
-def _run(state: _Hash, fd: int, progress: Progress | None) -> str:
+class FileDigests(NamedTuple):
+    """Both digests of one file, in hex. Only the first is proof against anyone."""
+
+    sha256: str
+    xxh3_128: str
+
+
+def _run(states: Sequence[_Hash], fd: int, progress: Progress | None) -> None:
     size = os.fstat(fd).st_size
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
@@ -43,24 +50,35 @@ def _run(state: _Hash, fd: int, progress: Progress | None) -> str:
         count = os.preadv(fd, [view[: min(CHUNK_BYTES, size - done)]], done)
         if count == 0:
             raise FileShrank(f"the file became shorter while it was read: {done} of {size} bytes")
-        state.update(view[:count])
+        for state in states:
+            state.update(view[:count])
         done += count
         if progress is not None and done - told >= PROGRESS_BYTES:
             told = done
             progress(done, size)
     if progress is not None:
         progress(size, size)
-    return state.hexdigest()
+
+
+def digests_fd(fd: int, progress: Progress | None = None) -> FileDigests:
+    """Both digests of the whole file, read once; `progress(done, size)` is called every 64 MiB and at the end."""
+    sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+    _run((sha256, xxh3), fd, progress)
+    return FileDigests(sha256.hexdigest(), xxh3.hexdigest())
 
 
 def sha256_fd(fd: int, progress: Progress | None = None) -> str:
-    """SHA-256 of the whole file, in hex; `progress(done, size)` is called every 64 MiB and at the end."""
-    return _run(hashlib.sha256(), fd, progress)
+    """SHA-256 of the whole file, in hex; `progress` as in `digests_fd`."""
+    state = hashlib.sha256()
+    _run((state,), fd, progress)
+    return state.hexdigest()
 
 
 def corruption_check_fd(fd: int, progress: Progress | None = None) -> str:
     """xxh3_128 of the whole file, in hex: corruption check only, no proof against anyone."""
-    return _run(xxhash.xxh3_128(), fd, progress)
+    state = xxhash.xxh3_128()
+    _run((state,), fd, progress)
+    return state.hexdigest()
 
 
 def sum_file_digest(path: Path) -> str | None:

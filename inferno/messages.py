@@ -255,7 +255,7 @@ class EngineSettings(_Message, frozen=True, tag="engine_settings"):
     name: str
     paths: list[str]  # one file, or all shards in order
     sha256: list[str] = []  # one for each path, or empty: none is expected
-    known_stamps: list[str] = []  # states of files that were verified before: unchanged ones are not hashed again
+    known_files: dict[str, str] = {}  # verified before: state of the file → its xxh3_128; the same ones skip SHA-256
     allow: list[str] = []  # waived policy faults
     source: Literal["auto", "copy", "direct"] = "auto"
     max_model_bytes: U64 = 1 << 40
@@ -338,6 +338,7 @@ class ModelVerified(_Message, frozen=True, tag="model_verified"):
     """Sent once, after the verification and before native code sees the file. `sha256`: the digests taken, if any were."""
 
     sha256: Annotated[list[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]], Meta(max_length=1024)] = []
+    xxh3_128: Annotated[list[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]], Meta(max_length=1024)] = []
     policy: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = []  # faults met and waived
 
 

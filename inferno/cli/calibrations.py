@@ -76,7 +76,7 @@ class Calibrations:
 
 def _key(settings: EngineSettings) -> str:
     """Name what a measurement depends on: files as they are now, settings, library, CPU."""
-    plain = replace(settings, calibration={}, known_stamps=[], sha256=[], log_level="", public_prefixes=[])
+    plain = replace(settings, calibration={}, known_files={}, sha256=[], log_level="", public_prefixes=[])
     states = []
     for path in settings.paths:
         with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from ..catalog import Catalog, CatalogError
 from ..config import Settings
+from ..digests import FileDigests
 from ..errors import ApiError, InfernoError
 from ..messages import PROTOCOL_VERSION, EngineSettings, ModelVerified
 from ..modelfile import Stamp
@@ -60,7 +61,7 @@ class ServedModels:
             name=name,
             paths=model.full_paths,
             sha256=digests,
-            known_stamps=self._catalog.known_stamps(model),
+            known_files=self._catalog.known_files(model),
             allow=list(model.allow),
             source=settings.models.source,
             max_model_bytes=self._catalog.max_bytes,
@@ -85,18 +86,19 @@ class ServedModels:
         """Keep what a loaded model's engine measured."""
         self._calibrations.keep(settings, calibration)
 
-    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]:
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]:
         """Keep an engine's verdict under the state of the files, when it compared their digests with the recorded ones.
 
-        Returns the states that need no new digest at the next start of this engine.
+        Returns what the next start of this engine may know: see EngineSettings.known_files.
         """
-        was_compared = len(message.sha256) == len(stamps) and (
+        was_compared = len(message.sha256) == len(message.xxh3_128) == len(stamps) and (
             message.sha256[: len(settings.sha256)] == settings.sha256
         )
         try:
             if was_compared:
-                self._catalog.remember(stamps, "valid", message.sha256, message.policy)
-            return self._catalog.known_stamps(self._catalog.find(settings.name))
+                digests = [FileDigests(*pair) for pair in zip(message.sha256, message.xxh3_128, strict=True)]
+                self._catalog.remember(stamps, "valid", digests, message.policy)
+            return self._catalog.known_files(self._catalog.find(settings.name))
         except (OSError, InfernoError) as error:  # the next start hashes again
             _log.warning("the verdict on model %s is not kept: %s", settings.name, error)
-            return []
+            return {}

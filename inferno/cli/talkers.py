@@ -342,8 +342,8 @@ class _Host:
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         pass
 
-    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]:
-        return []
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]:
+        return {}
 
     def event(self, event: str, *, target: str = "", result: str = "success", reason: str = "") -> None:
         pass

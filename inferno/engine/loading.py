@@ -80,7 +80,7 @@ def load(
         source, verdict = open_verified(
             settings.paths,
             sha256=settings.sha256,
-            known_stamps=settings.known_stamps,
+            known_files=settings.known_files,
             allow=settings.allow,
             source=settings.source,
             max_bytes=settings.max_model_bytes,
@@ -90,7 +90,8 @@ def load(
     except GgufError as error:
         raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
     report(LoadProgress(stage="verify", fraction=1.0))
-    report(ModelVerified(sha256=list(verdict.sha256), policy=list(verdict.policy)))
+    checks = [digest.xxh3_128 for digest in verdict.digests]
+    report(ModelVerified(sha256=list(verdict.sha256), xxh3_128=checks, policy=list(verdict.policy)))
     facts = verdict.facts
     try:
         library = llama.load_library()

@@ -56,7 +56,7 @@ class Models(Protocol):
     def at_start(self) -> list[str]: ...
     def engine_settings(self, name: str) -> EngineSettings: ...
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
-    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]: ...
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]: ...
 
 
 class Supervisor:
@@ -442,7 +442,7 @@ class Supervisor:
     def engine_loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         self.models.loaded(settings, calibration)
 
-    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]:
+    def model_verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]:
         return self.models.verified(settings, stamps, message)
 
     async def _announce_when_decided(self) -> None:

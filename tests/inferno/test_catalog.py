@@ -15,7 +15,7 @@ from inferno_native.gguf_report import GgufError
 
 from inferno.catalog import Catalog, CatalogError, check_name, name_of, shard_paths
 from inferno.config import ModelEntry, Models
-from inferno.digests import sha256_fd
+from inferno.digests import FileDigests, corruption_check_fd, sha256_fd
 from inferno.engine.verification import verify_files
 from inferno.errors import StartError
 from inferno.modelfile import Stamp
@@ -170,7 +170,8 @@ def test_a_verdict_belongs_to_the_state_of_the_file(corpus: Path, folder: Path) 
         model = books.find("m")
         fds = model.open()
         try:
-            return books.is_known([Stamp.of(fd) for fd in fds], model)
+            files = books.known_files(model)
+            return [files.get(Stamp.of(fd).text()) for fd in fds] == [corruption_check_fd(fd) for fd in fds]
         finally:
             for fd in fds:
                 os.close(fd)
@@ -187,21 +188,16 @@ def test_a_verdict_belongs_to_the_state_of_the_file(corpus: Path, folder: Path) 
 def test_a_verdict_given_with_a_waiver_needs_the_waiver(folder: Path) -> None:
     books = catalog(folder)
     stamp = Stamp(1, 2, 3, 4, 5)
-    books.remember([stamp], "valid", ["ab"], ["trailing-data"])
+    books.remember([stamp], "valid", [FileDigests("ab", "f0")], ["trailing-data"])
     model = msgspec.structs.replace(
         Catalog(Models(dir=str(folder), entries={"m": ModelEntry(path="/m.gguf")})).find("m"), allow=["trailing-data"])
-    assert books.is_known([stamp], model)
-    assert not books.is_known([stamp], msgspec.structs.replace(model, allow=[]))
-    assert not books.is_known([stamp], msgspec.structs.replace(model, sha256=["cd"]))
-    assert not books.is_known([], model)
-    assert books.known_stamps(model) == [stamp.text()]
-    assert books.known_stamps(msgspec.structs.replace(model, sha256=["ab"])) == [stamp.text()]
-    assert books.known_stamps(msgspec.structs.replace(model, sha256=["cd"])) == []
-    assert books.known_stamps(msgspec.structs.replace(model, allow=[])) == []
-    assert catalog(folder, verify="always").known_stamps(model) == []
+    assert books.known_files(model) == {stamp.text(): "f0"}
+    assert books.known_files(msgspec.structs.replace(model, sha256=["ab"])) == {stamp.text(): "f0"}
+    assert books.known_files(msgspec.structs.replace(model, sha256=["cd"])) == {}
+    assert books.known_files(msgspec.structs.replace(model, allow=[])) == {}
+    assert catalog(folder, verify="always").known_files(model) == {}
     books.remember([stamp], "trailing-data", [], [])
-    assert books.known_stamps(model) == []
-    assert not books.is_known([stamp], model)
+    assert books.known_files(model) == {}
 
 
 def test_remove_forgets_the_name_and_keeps_the_file(corpus: Path, folder: Path) -> None:

@@ -19,6 +19,8 @@ def test_digests_equal_the_libraries_own(tmp_path: Path, size: int) -> None:
         file.seek(size // 2)
         assert digests.sha256_fd(file.fileno()) == hashlib.sha256(data).hexdigest()
         assert digests.corruption_check_fd(file.fileno()) == xxhash.xxh3_128(data).hexdigest()
+        both = hashlib.sha256(data).hexdigest(), xxhash.xxh3_128(data).hexdigest()
+        assert digests.digests_fd(file.fileno()) == both
         assert file.tell() == size // 2
 
 
@@ -46,7 +48,7 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
             return ""
 
     with path.open("rb") as file, pytest.raises(digests.FileShrank):
-        digests._run(Shrinking(), file.fileno(), None)
+        digests._run((Shrinking(),), file.fileno(), None)
 
 
 @pytest.mark.parametrize(

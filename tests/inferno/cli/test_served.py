@@ -62,15 +62,16 @@ def test_an_engines_verdict_spares_the_next_start_its_digest(tmp_path: Path) -> 
     settings = models.engine_settings("big")
     stamp = Stamp.at(settings.paths[0])
     assert stamp is not None
-    assert models.verified(settings, [stamp], ModelVerified(sha256=["cd" * 32])) == []  # not what was recorded
-    assert models.verified(settings, [stamp], ModelVerified()) == []  # nothing was hashed
-    assert models.engine_settings("big").known_stamps == []
-    assert models.verified(settings, [stamp], ModelVerified(sha256=["ab" * 32])) == [stamp.text()]
-    assert models.engine_settings("big").known_stamps == [stamp.text()]
+    assert models.verified(settings, [stamp], ModelVerified(sha256=["cd" * 32], xxh3_128=["f0" * 16])) == {}  # not what was recorded
+    assert models.verified(settings, [stamp], ModelVerified()) == {}  # nothing was hashed
+    assert models.engine_settings("big").known_files == {}
+    verdict = ModelVerified(sha256=["ab" * 32], xxh3_128=["f0" * 16])
+    assert models.verified(settings, [stamp], verdict) == {stamp.text(): "f0" * 16}
+    assert models.engine_settings("big").known_files == {stamp.text(): "f0" * 16}
     os.utime(settings.paths[0])
     changed = Stamp.at(settings.paths[0])
     assert changed is not None
-    assert changed.text() not in models.engine_settings("big").known_stamps
+    assert changed.text() not in models.engine_settings("big").known_files
 
 
 def test_verify_always_hashes_at_each_start_and_restart(tmp_path: Path) -> None:
@@ -79,8 +80,8 @@ def test_verify_always_hashes_at_each_start_and_restart(tmp_path: Path) -> None:
     settings = models.engine_settings("big")
     stamp = Stamp.at(settings.paths[0])
     assert stamp is not None
-    assert models.verified(settings, [stamp], ModelVerified(sha256=["ab" * 32])) == []
-    assert models.engine_settings("big").known_stamps == []
+    assert models.verified(settings, [stamp], ModelVerified(sha256=["ab" * 32], xxh3_128=["f0" * 16])) == {}
+    assert models.engine_settings("big").known_files == {}
 
 
 def test_a_measurement_is_found_again_until_something_changes(

@@ -70,7 +70,7 @@ def test_what_an_engine_does_before_it_loads(corpus: Path, tmp_path: Path) -> No
     path = (corpus / "tiny_llama_q8.gguf").resolve()
     source, verdict = open_verified([str(path)])
     with source:
-        digest = digest_files(source.fds)[0]
+        digest, check = digest_files(source.fds)[0]
         assert (verdict.facts.architecture, verdict.sha256) == ("llama", ())
     with pytest.raises(GgufError, match="checksum-mismatch"):
         open_verified([str(path)], sha256=["0" * 64])
@@ -78,9 +78,16 @@ def test_what_an_engine_does_before_it_loads(corpus: Path, tmp_path: Path) -> No
     with source:
         assert verdict.sha256 == (digest,)
         known = source.stamps[0].text()
-    source, verdict = open_verified([str(path)], sha256=[digest], known_stamps={known})
+    source, verdict = open_verified([str(path)], sha256=[digest], known_files={known: check})
     with source:
         assert verdict.sha256 == ()  # unchanged since its digest was checked
+    # the disk changed bits, or another file is meant: SHA-256 decides
+    for known_files in ({known: "0" * 32}, {"1-2-3-4-5": check}):
+        source, verdict = open_verified([str(path)], sha256=[digest], known_files=known_files)
+        with source:
+            assert verdict.sha256 == (digest,)
+    with pytest.raises(GgufError, match="checksum-mismatch"):
+        open_verified([str(path)], sha256=["0" * 64], known_files={known: "0" * 32})
     with pytest.raises(GgufError, match="file-too-large"):
         open_verified([str(path)], max_bytes=10)
     link = tmp_path / "link.gguf"

@@ -61,9 +61,9 @@ class FakeModels:
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         self.calibrations = {settings.name: calibration}
 
-    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> list[str]:
+    def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]:
         self.verdicts.append((settings.name, stamps, message.sha256))
-        return ["known"]
+        return {"state": "check"}
 
 
 class FakeTable:
@@ -249,8 +249,8 @@ async def test_a_verdict_is_kept_once_and_only_of_files_that_stayed_as_they_were
     async with running(tmp_path, models) as server:
         await server.until(lambda: server.summaries)
         assert models.verdicts == [("verified", [stamp], ["ab" * 32])]
-        assert server.supervisor.engines["verified"].settings.known_stamps == ["known"]  # as the models say
-        assert server.supervisor.engines["changing"].settings.known_stamps == []
+        assert server.supervisor.engines["verified"].settings.known_files == {"state": "check"}  # as the models say
+        assert server.supervisor.engines["changing"].settings.known_files == {}
         records = [fields for fields in server.audit.events if fields["event"] == "model.verified"]
         assert [(fields["target"], fields["reason"]) for fields in records] == [("verified", "ab" * 32)]
 
