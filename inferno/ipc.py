@@ -137,10 +137,6 @@ class AsyncChannel:
     def is_closed(self) -> bool:
         return self._closed
 
-    @property
-    def pending_bytes(self) -> int:
-        return self._pending_bytes
-
     def start(self, on_message: Any, on_close: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message

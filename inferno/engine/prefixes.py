@@ -75,11 +75,6 @@ class PrefixStore:
                         return Hit(length, entry.state)
         return None
 
-    def covers(self, partition: Partition, tokens: array[int], length: int) -> bool:
-        """Whether exactly this boundary is stored already."""
-        hit = self.find(partition, tokens, length)
-        return hit is not None and hit.num_tokens == length
-
     def add(self, partition: Partition, tokens: array[int], state: bytes) -> bool:
         """Store a state that holds exactly `tokens`, whose number is a multiple of the quantum."""
         if not tokens or len(tokens) % self._quantum:

@@ -20,7 +20,6 @@ from .accounts import Accounts, Actor, AuditSink
 from .audit_format import record
 from .names import MAX_NAME_LENGTH, name_key
 from .passwords import MAX_LENGTH, HashQueue
-from .permissions import ROLES
 from .principal import Principal
 from .sessions import SessionTokens
 from .throttle import LoginThrottle
@@ -171,10 +170,6 @@ def actor_of(principal: Principal, *, ip: str, request_id: str) -> Actor:
         ip=ip,
         request_id=request_id,
     )
-
-
-def role_permissions(role: str) -> frozenset[str]:
-    return ROLES.get(role, frozenset())
 
 
 def _check_length(password: str) -> None:

@@ -12,7 +12,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -239,8 +239,3 @@ def _read(path: Path) -> str:
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"rule file {path}: cannot be read ({type(error).__name__})") from None
-
-
-def with_actions(rule: Rule, *, content: str, identifier: str) -> Rule:
-    """The same rule with other strongest actions."""
-    return replace(rule, content=content, identifier=identifier)

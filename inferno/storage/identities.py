@@ -250,17 +250,3 @@ async def prune_changes(connection: AsyncConnection, before: int) -> None:
     table = schema.identity_changes
     newest = select(func.max(table.c.seq)).scalar_subquery()
     await connection.execute(delete(table).where(and_(table.c.changed_at < before, table.c.seq < newest)))
-
-
-async def get_setting(connection: AsyncConnection, name: str) -> str | None:
-    query = select(schema.settings.c.value).where(schema.settings.c.name == name)
-    row = (await connection.execute(query)).first()
-    return None if row is None else str(row[0])
-
-
-async def put_setting(connection: AsyncConnection, name: str, value: str) -> None:
-    done = await connection.execute(
-        update(schema.settings).where(schema.settings.c.name == name).values(value=value)
-    )
-    if done.rowcount == 0:
-        await connection.execute(insert(schema.settings).values(name=name, value=value))

@@ -74,10 +74,6 @@ class Store:
                 connect_args={"timeout": 5, "command_timeout": 10},
             )
 
-    @property
-    def is_sqlite(self) -> bool:
-        return self._is_sqlite
-
     def _sqlite(self, pool_size: int, begin: str) -> AsyncEngine:
         engine = create_async_engine(
             async_url(self._url),
