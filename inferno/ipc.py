@@ -30,6 +30,7 @@ from .messages import ENCODER
 _HEADER = struct.Struct("<IB")
 MAX_DESCRIPTORS = 16
 _READ_BYTES = 1 << 18
+_MAX_LAST_READS = 64  # once a write failed
 
 
 def encode_frame(message: Any, num_descriptors: int = 0) -> bytearray:
@@ -110,7 +111,8 @@ class AsyncChannel:
     """One end under asyncio (uvloop or not). Writing never blocks; `max_pending_bytes` bounds what may wait.
 
     The owner must call `start` once; messages then reach `on_message(message, descriptors)` in order, and the end
-    reaches `on_close(error | None)` exactly once.
+    reaches `on_close(error | None)` exactly once. What the peer sent before it went away is delivered first, also when
+    a write was what told of its end.
     """
 
     def __init__(
@@ -129,13 +131,15 @@ class AsyncChannel:
         self._pending: deque[tuple[bytearray | memoryview, tuple[int, ...]]] = deque()
         self._pending_bytes = 0
         self._closed = False
+        self._write_error: OSError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_message: Any = None
         self._on_close: Any = None
 
     @property
     def is_closed(self) -> bool:
-        return self._closed
+        """Whether nothing more can be sent."""
+        return self._closed or self._write_error is not None
 
     def start(self, on_message: Any, on_close: Any) -> None:
         self._loop = asyncio.get_running_loop()
@@ -148,7 +152,7 @@ class AsyncChannel:
 
         Raises ProtocolError when closed, when the frame is too large, or when the peer reads too slowly.
         """
-        if self._closed:
+        if self.is_closed:
             raise ProtocolError("the connection is closed")
         frame = encode_frame(message, len(descriptors))
         if len(frame) - _HEADER.size > self._max_frame_bytes:
@@ -170,32 +174,53 @@ class AsyncChannel:
             self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
         self._reader.close()
+        self._drop_pending()
+        if self._on_close is not None:
+            self._on_close(error)
+
+    def _drop_pending(self) -> None:
         for _, descriptors in self._pending:
             for number in descriptors:
                 os.close(number)
         self._pending.clear()
         self._pending_bytes = 0
-        if self._on_close is not None:
-            self._on_close(error)
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Read once and hand on the messages; say whether there was something."""
         try:
             data, descriptors = _receive(self._sock)
             messages = self._reader.feed(data, descriptors) if data else []
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except (OSError, ProtocolError) as error:
             self.close(error)
-            return
+            return False
         if not data:
-            self.close()
-            return
+            self.close(self._write_error)
+            return False
         for message, numbers in messages:
             if self._closed:
                 for number in numbers:
                     os.close(number)
                 continue
             self._on_message(message, numbers)
+        return True
+
+    def _write_failed(self, error: OSError) -> None:
+        """Stop writing; close once the peer's last words are read, which lie in the socket by now."""
+        self._write_error = error
+        self._drop_pending()
+        if self._loop is None:
+            self.close(error)
+            return
+        self._loop.remove_writer(self._sock.fileno())
+        self._loop.call_soon(self._read_last_words)
+
+    def _read_last_words(self) -> None:
+        for _ in range(_MAX_LAST_READS):
+            if self._closed or not self._readable():
+                break
+        self.close(self._write_error)
 
     def _writable(self) -> None:
         while self._pending:
@@ -210,7 +235,7 @@ class AsyncChannel:
                     self._loop.add_writer(self._sock.fileno(), self._writable)
                 return
             except OSError as error:
-                self.close(error)
+                self._write_failed(error)
                 return
             for number in descriptors:
                 os.close(number)

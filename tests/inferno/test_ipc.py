@@ -113,6 +113,31 @@ def test_a_peer_that_does_not_read_is_bounded():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_gone", [True, False], ids=["peer closed", "peer only stopped reading"])
+def test_a_peers_last_words_arrive_also_when_a_write_tells_of_its_end(is_gone):
+    """An engine says that it refuses a model and ends; a ping meanwhile must not lose what it said."""
+    left, right = socket.socketpair()
+
+    async def main():
+        heard: list = []
+        over = asyncio.get_running_loop().create_future()
+        a = AsyncChannel(left, messages.FrontToEngine, max_frame_bytes=LIMIT)
+        a.start(lambda message, numbers: heard.append(message), over.set_result)
+        for number in (1, 2):
+            right.sendall(encode_frame(messages.Drop(request=number)))
+        right.close() if is_gone else right.shutdown(socket.SHUT_RD)
+        a.send(messages.Drop(request=3))
+        assert a.is_closed
+        assert heard == []
+        with pytest.raises(ProtocolError, match="closed"):
+            a.send(messages.Drop(request=4))
+        assert isinstance(await asyncio.wait_for(over, 10), OSError)
+        assert heard == [messages.Drop(request=1), messages.Drop(request=2)]
+        right.close()
+
+    asyncio.run(main())
+
+
 def test_blocking_channel_and_end_of_stream():
     left, right = socket.socketpair()
     a = BlockingChannel(left, messages.FrontToEngine, max_frame_bytes=LIMIT)
