@@ -53,6 +53,7 @@ class Model(msgspec.Struct, frozen=True):
     context_size: int | None = None
     slots: int | None = None
     gpu_layers: int | None = None
+    public_prefixes: list[str] = []
 
     @property
     def full_paths(self) -> list[str]:
@@ -162,6 +163,7 @@ class Catalog:
                 paths=[os.path.realpath(path) for path in shard_paths(entry.path)],
                 sha256=[entry.sha256.lower()] if entry.sha256 else [], allow=sorted(entry.allow),
                 context_size=entry.context_size, slots=entry.slots, gpu_layers=entry.gpu_layers,
+                public_prefixes=entry.public_prefixes,
             )
         for name, added in content.models.items():
             known.update(added.paths)

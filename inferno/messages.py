@@ -274,7 +274,7 @@ class EngineSettings(_Message, frozen=True, tag="engine_settings"):
     request_timeout_seconds: float = 600.0
     template_timeout_seconds: float = 2.0
     max_frame_bytes: U32 = MAX_ENGINE_FRAME
-    public_prefixes: list[str] = []
+    public_prefixes: list[str] = []  # system messages, or beginnings of prompts where there is no chat template
     calibration: dict[str, Any] = {}  # of an earlier start on this machine; {}: measure
     log_level: str = "info"
 

@@ -158,6 +158,7 @@ def info(name: str, config: str | None, as_json: bool) -> None:
         "vocab_size": facts.vocab_size, "tokenizer": facts.tokenizer_model, "special_tokens": facts.special_tokens,
         "chat_templates": sorted(facts.chat_templates), "tensors": facts.tensor_count,
         "tensor_types": facts.tensor_types, "policy": list(verdict.policy),
+        "public_prefixes": model.public_prefixes,
     }
     if as_json:
         click.echo(json.dumps(row))

@@ -78,6 +78,7 @@ class ServedModels:
             max_queue_per_user=engine.max_queue_per_user,
             prefix_cache_mb=engine.prefix_cache_mb,
             request_timeout_seconds=engine.request_timeout_seconds,
+            public_prefixes=model.public_prefixes,
             log_level=settings.telemetry.log_level,
         )
         return replace(plain, calibration=self._calibrations.find(plain))

@@ -34,6 +34,8 @@ _ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 MAX_STRING = 4096  # characters of one string value
 MAX_ITEMS = 1000  # items of one list
+MAX_PREFIXES = 16
+MAX_PREFIX = 32_768  # characters; all prefixes together fit the first message to an engine
 
 
 class Key(Struct, frozen=True):
@@ -106,7 +108,7 @@ class Key(Struct, frozen=True):
         if self.kind in ("int", "float"):
             return self._number(value)
         if self.kind == "list":
-            if not isinstance(value, list) or len(value) > MAX_ITEMS:
+            if not isinstance(value, list) or len(value) > (MAX_PREFIXES if self.item == "prefix" else MAX_ITEMS):
                 raise ValueError
             return [_check_item(self.item, item) for item in value]
         if (
@@ -138,12 +140,17 @@ _ITEM_NAMES = {
     "host": "host names",
     "network": "IP addresses or networks such as 10.0.0.0/8",
     "slug": "reason names",
+    "prefix": f"at most {MAX_PREFIXES} texts of 1 to {MAX_PREFIX} characters",
 }
 
 
 def _check_item(kind: str, item: Any) -> str:
-    if not isinstance(item, str) or len(item) > 512:
+    if not isinstance(item, str) or len(item) > (MAX_PREFIX if kind == "prefix" else 512):
         raise ValueError
+    if kind == "prefix":
+        if not item.strip() or "\0" in item:
+            raise ValueError
+        return item
     if kind == "network":
         ipaddress.ip_network(item, strict=False)  # ValueError when it is none
     elif kind == "host":

@@ -112,6 +112,12 @@ def check(
         and "engine.max_queue_per_user" in places
     ):
         raise refuse("engine.max_queue_per_user", f"must be at most max_queue ({settings.engine.max_queue})")
+    with_prefixes = [name for name, entry in settings.models.entries.items() if entry.public_prefixes]
+    if with_prefixes and settings.engine.prefix_cache_mb == 0:
+        raise refuse(
+            "engine.prefix_cache_mb",
+            f"models.{with_prefixes[0]}.public_prefixes needs a prefix store, but its size is 0",
+        )
     for name in FEATURES:
         extra = missing_extra(name, value_of(settings, name))
         if extra is not None:

@@ -286,6 +286,15 @@ class ModelEntry(_Section, frozen=True):
     allow: Annotated[list[str], key("Policy faults of the file that are waived, by reason.", item="slug")] = (
         field(default_factory=list)
     )
+    public_prefixes: Annotated[
+        list[str],
+        key(
+            "System messages (for a model without a chat template: beginnings of prompts) that are no secret: computed "
+            "when the model loads, and reused for every account.",
+            item="prefix",
+            example=["You are the assistant of Example Ltd. …"],
+        ),
+    ] = field(default_factory=list)
 
 
 class Models(_Section, frozen=True):

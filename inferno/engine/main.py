@@ -14,13 +14,12 @@ import socket
 import sys
 import threading
 import time
-from array import array
 from typing import Any
 
 import msgspec
 from inferno_native import llama
 
-from ..errors import EngineError, ProtocolError
+from ..errors import ProtocolError
 from ..ipc import BlockingChannel
 from ..messages import (
     MAX_CONTROL_FRAME,
@@ -37,11 +36,11 @@ from ..messages import (
     Pong,
     SupervisorToEngine,
     TemplateChild,
-    TextPrompt,
 )
 from .connections import ConnectionLoop
 from .loading import Loaded, Refused, load
 from .prefixes import PrefixStore
+from .public import public_prefix
 from .runner import Runner
 from .template_spawn import SuppliedChildren
 
@@ -111,6 +110,7 @@ class Engine:
         self._channel = channel
         self._children = children
         self._loaded = loaded
+        self._info = loaded.info
         self._settings = settings
         self._store = PrefixStore(
             settings.prefix_cache_mb << 20,
@@ -143,7 +143,7 @@ class Engine:
         self._keep_public()
         self._connections.start()
         signal.signal(signal.SIGTERM, lambda *_: self._runner.drain(DRAIN_SECONDS))
-        self._channel.send(EngineReady(model=self._loaded.info, calibration=self._loaded.calibration))
+        self._channel.send(EngineReady(model=self._info, calibration=self._loaded.calibration))
         threading.Thread(target=self._listen, name="inferno-control", daemon=True).start()
         self._run_steps()
 
@@ -170,7 +170,7 @@ class Engine:
     def _on_control(self, message: Any, descriptors: list[int]) -> None:
         match message:
             case AttachWorker() if len(descriptors) == 1:
-                hello = EngineHello(version=PROTOCOL_VERSION, model=self._loaded.info)
+                hello = EngineHello(version=PROTOCOL_VERSION, model=self._info)
                 self._connections.add(socket.socket(fileno=descriptors[0]), message.worker, hello)
                 return
             case TemplateChild():
@@ -212,17 +212,18 @@ class Engine:
             _tell_library_log()
 
     def _keep_public(self) -> None:
-        texts: list[array[int]] = []
-        for text in self._settings.public_prefixes:
-            try:
-                texts.append(
-                    array("i", self._loaded.prompts.build(TextPrompt(text=text, parse_special=True)))
-                )
-            except EngineError as error:
-                _log.warning("a public prefix cannot be used: %s", error.message)
-        if texts:
-            kept = self._runner.prefill.keep_public(texts)
-            _log.info("%d of %d public prefixes are stored", kept, len(texts))
+        """Compute the operator's public prefixes before the first request, and tell how many are stored."""
+        texts = self._settings.public_prefixes
+        if not texts:
+            return
+        has_template = self._loaded.template is not None
+        found = [public_prefix(self._loaded.prompts.build, text, has_template=has_template) for text in texts]
+        kept = self._runner.prefill.keep_public([tokens for tokens in found if tokens])
+        if kept < len(texts):
+            _log.warning("only %d of %d public prefixes are stored: a prefix must have at least %d tokens, fit the context "
+                         "and, all together, prefix_cache_mb", kept, len(texts), self._loaded.batcher.quantum)  # fmt: skip
+        told = {**self._info.settings, "public_prefixes": f"{kept} of {len(texts)}"}
+        self._info = msgspec.structs.replace(self._info, settings=told)
 
 
 def _tell_library_log() -> None:

@@ -3,7 +3,7 @@
 An entry is the state of a sequence at a chunk boundary, made by prefill alone, with the exact tokens behind it. Keys are
 (partition, hash of the tokens up to a boundary); a hit also compares the tokens themselves. A partition is a principal's
 tag and its cache salt, or the operator's public one; nothing else crosses principals. Bounded in bytes, least recently
-used first. Where the memory can be cut (plain attention) any boundary inside of an entry serves; otherwise only its end.
+used first; the public ones were computed at load and stay. Where the memory can be cut (plain attention) any boundary inside of an entry serves; otherwise only its end.
 
 Knows nothing of llama.cpp: states are opaque bytes. Step loop thread; `clear` and the gauges from any.
 """
@@ -94,8 +94,8 @@ class PrefixStore:
                 old = self._by_key.get((partition, keys[-1]))
                 if old is not None and len(old.tokens) == len(tokens):
                     self._drop(old)
-            while self._entries and self.size_bytes + size > self._max_bytes:
-                self._drop(next(iter(self._entries.values())))
+            if not self._make_room(size):
+                return False
             self._entries[id(entry)] = entry
             self.size_bytes += size
             for key in keys if not self._only_whole else keys[-1:]:
@@ -113,6 +113,22 @@ class PrefixStore:
             for entry in gone:
                 self._drop(entry)
         return len(gone)
+
+    def _make_room(self, size: int) -> bool:
+        """Drop what was used least recently, never the operator's; says whether `size` more bytes fit now."""
+        excess = self.size_bytes + size - self._max_bytes
+        leaving = []
+        for entry in self._entries.values():
+            if excess <= 0:
+                break
+            if entry.partition != PUBLIC:
+                leaving.append(entry)
+                excess -= entry.size_bytes
+        if excess > 0:
+            return False
+        for entry in leaving:
+            self._drop(entry)
+        return True
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry)]

@@ -130,6 +130,14 @@ def test_add_list_info_remove(corpus: Path, config: Path) -> None:
     assert run("remove", "mine", "--config", config).exit_code == 1
 
 
+def test_info_shows_public_prefixes(corpus: Path, tmp_path: Path) -> None:
+    path = corpus / "chat_template_rich.gguf"
+    file = tmp_path / "config.toml"
+    file.write_text(f"[models.lamps]\npath = '{path}'\npublic_prefixes = ['You sell lamps.']\n")
+    assert json.loads(run("info", "lamps", "--config", file, "--json").stdout)["public_prefixes"] == ["You sell lamps."]
+    assert "You sell lamps." in run("info", "lamps", "--config", file).stdout
+
+
 def test_add_refuses_and_names_the_waiver(corpus: Path, config: Path) -> None:
     path = corpus / "trailing_4096.gguf"
     refused = run("add", path, "--config", config)

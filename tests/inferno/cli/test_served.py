@@ -42,6 +42,13 @@ def test_configured_models_load_at_start_and_the_default_too(tmp_path: Path) -> 
     assert models.engine_settings("a").slots == 8
 
 
+def test_public_prefixes_reach_their_engine_only(tmp_path: Path) -> None:
+    text = "[models.big]\npath = 'big.gguf'\npublic_prefixes = ['You sell lamps.']\n"
+    models = served(tmp_path, text, "a.gguf")
+    assert models.engine_settings("big").public_prefixes == ["You sell lamps."]
+    assert models.engine_settings("a").public_prefixes == []
+
+
 def test_a_name_is_never_a_path(tmp_path: Path) -> None:
     models = served(tmp_path, "", "a.gguf")
     for name in ("../models/a", "a.gguf", str(tmp_path / "models" / "a.gguf"), ""):

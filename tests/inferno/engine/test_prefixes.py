@@ -83,6 +83,17 @@ def test_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert not kept.add(ALICE, span(4), bytes(5000))
 
 
+def test_public_prefixes_make_no_room() -> None:
+    kept = store(3000)
+    assert kept.add(PUBLIC, span(4), bytes(1000))
+    for number in range(5):
+        assert kept.add(ALICE, span(4, 100 + number * 10), bytes(600))
+    assert kept.find(BOB, span(4), 4) is not None
+    before = kept.num_entries
+    assert not kept.add(ALICE, span(4, 500), bytes(2000))  # would fit, were it not for the public one
+    assert kept.num_entries == before
+
+
 def test_a_longer_state_replaces_the_shorter_one_it_contains() -> None:
     kept = store()
     kept.add(ALICE, span(8), b"short")
