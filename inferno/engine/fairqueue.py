@@ -2,7 +2,8 @@
 
 Each principal in turn may spend tokens; what a turn did not spend stays as its deficit for the next. A principal with
 64 waiting requests and one with a single request therefore alternate by cost, not by count. Bounded per principal and
-in total. Knows nothing of slots or time. Step loop thread only.
+in total, in requests and in the bytes that they hold; an empty queue takes a request whatever its size, for it may go
+to a free slot at once. Knows nothing of slots or time. Step loop thread only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class QueueFull(Exception):
 class _Entry(Generic[Item]):
     order: tuple[int, int]  # (-priority, arrival)
     cost: int = field(compare=False)
+    size_bytes: int = field(compare=False)
     item: Item | None = field(compare=False)
 
 
@@ -40,12 +42,16 @@ class _Share(Generic[Item]):
     deficit: float = 0.0
     heap: list[_Entry[Item]] = field(default_factory=list)
     num_waiting: int = 0
+    size_bytes: int = 0
 
 
 class FairQueue(Generic[Item]):
-    def __init__(self, max_total: int, max_per_principal: int) -> None:
+    def __init__(self, max_total: int, max_per_principal: int, *, place_bytes: int = 0) -> None:
+        """`place_bytes`: what each of the places may hold on average; 0: sizes do not count."""
         self._max_total = max_total
         self._max_per_principal = max_per_principal
+        self._place_bytes = place_bytes
+        self.size_bytes = 0
         self._shares: dict[bytes, _Share[Item]] = {}
         self._ring: deque[bytes] = deque()
         self._entries: dict[int, tuple[bytes, _Entry[Item]]] = {}
@@ -55,22 +61,36 @@ class FairQueue(Generic[Item]):
         return len(self._entries)
 
     def push(
-        self, item: Item, principal: bytes, *, cost: int, weight: float = 1.0, priority: int = 0
+        self,
+        item: Item,
+        principal: bytes,
+        *,
+        cost: int,
+        size_bytes: int = 0,
+        weight: float = 1.0,
+        priority: int = 0,
     ) -> None:
         """Add an item that costs `cost` tokens. Raises QueueFull."""
         share = self._shares.get(principal)
-        if share is not None and share.num_waiting >= self._max_per_principal:
+        if share is not None and (
+            share.num_waiting >= self._max_per_principal
+            or self._is_too_much(share.size_bytes + size_bytes, self._max_per_principal)
+        ):
             raise QueueFull("principal", self._max_per_principal)
-        if len(self._entries) >= self._max_total:
+        if len(self._entries) >= self._max_total or (
+            self._entries and self._is_too_much(self.size_bytes + size_bytes, self._max_total)
+        ):
             raise QueueFull("total", self._max_total)
         if share is None:
             share = self._shares[principal] = _Share()
             self._ring.append(principal)
         share.weight = max(weight, _MIN_WEIGHT)
         self._arrivals += 1
-        entry = _Entry((-priority, self._arrivals), max(cost, 1), item)
+        entry = _Entry((-priority, self._arrivals), max(cost, 1), size_bytes, item)
         heapq.heappush(share.heap, entry)
         share.num_waiting += 1
+        share.size_bytes += size_bytes
+        self.size_bytes += size_bytes
         self._entries[id(item)] = (principal, entry)
 
     def pop(self) -> Item | None:
@@ -119,8 +139,13 @@ class FairQueue(Generic[Item]):
             heapq.heappop(heap)
         return heap[0]
 
+    def _is_too_much(self, size_bytes: int, places: int) -> bool:
+        return self._place_bytes > 0 and size_bytes > places * self._place_bytes
+
     def _forget(self, principal: bytes, share: _Share[Item], item: Item) -> None:
-        del self._entries[id(item)]
+        _, entry = self._entries.pop(id(item))
+        self.size_bytes -= entry.size_bytes
+        share.size_bytes -= entry.size_bytes
         share.num_waiting -= 1
         if share.num_waiting == 0:
             del self._shares[principal]

@@ -127,6 +127,7 @@ def load(
             ubatch=max(quantum + 1, (settings.slots or 8) + 1),
             extra_sequences=1 if settings.slots == 1 and settings.flash_attention != "off" else 0,
             prefix_bytes=settings.prefix_cache_mb << 20,
+            max_queue=settings.max_queue,
             available=available,
             weights_resident=0,
         )

@@ -21,6 +21,7 @@ from .connections import Connection
 from .costs import CostModel
 from .fairqueue import FairQueue, QueueFull
 from .intake import Intake
+from .memory import queue_place_bytes, waiting_bytes
 from .prefill import Prefill
 from .prefixes import PrefixStore
 from .requests import Choice, Request, Stage
@@ -52,7 +53,9 @@ class Runner:
             batcher, prompts, self, request_timeout_seconds=request_timeout_seconds, clock=clock
         )
         self._costs = costs
-        self._queue: FairQueue[Request] = FairQueue(max_queue, max_queue_per_user)
+        self._queue: FairQueue[Request] = FairQueue(
+            max_queue, max_queue_per_user, place_bytes=queue_place_bytes(batcher.context_size)
+        )
         self._clock = clock
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -202,19 +205,24 @@ class Runner:
         if self._draining:
             self.intake.fail(request, "shutting_down", "The engine takes no new work.", retry_after=1.0)
             return
+        sampling = start.sampling
+        size = waiting_bytes(
+            len(request.tokens), min(start.max_tokens, self.batcher.context_size), num_choices=start.num_choices,
+            history=request.choices[0].sequence.sampler.history, grammar=len(sampling.grammar or ""),
+        )  # fmt: skip
         cost = (len(request.tokens) + min(start.max_tokens, self.batcher.context_size)) * start.num_choices
         self._admit()
         try:
             self._queue.push(
-                request, request.principal, cost=cost, weight=start.weight, priority=start.priority
+                request, request.principal, cost=cost, size_bytes=size, weight=start.weight, priority=start.priority
             )
         except QueueFull as full:
             if full.scope == "principal":
-                self.intake.fail(request, "rate_limit_exceeded", f"More than {full.limit} of your requests are waiting.",
+                self.intake.fail(request, "rate_limit_exceeded", f"Too many of your requests are waiting; at most {full.limit}.",
                            retry_after=1.0)  # fmt: skip
             else:
                 self.intake.fail(
-                    request, "overloaded", f"More than {full.limit} requests are waiting.", retry_after=2.0
+                    request, "overloaded", f"Too many requests are waiting; at most {full.limit}.", retry_after=2.0
                 )
             return
         request.stage = Stage.QUEUED

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import Settings
 from .engine_process import EngineProcess
 
-_MEMORY = ("weights", "kv", "compute", "prefix")  # of ModelInfo.memory_bytes: what the engine takes
+_MEMORY = ("weights", "kv", "compute", "prefix", "queue")  # of ModelInfo.memory_bytes: what the engine takes
 
 
 def facts(

@@ -80,6 +80,31 @@ def test_bounds_tell_whose_share_is_full() -> None:
     assert sorted(drain(queue)) == ["2", "b", "c"]
 
 
+def test_bytes_are_bounded_like_places() -> None:
+    queue: FairQueue[Item] = FairQueue(4, 2, place_bytes=100)
+    queue.push(Item("huge"), A, cost=1, size_bytes=10_000)  # nobody waits: it may go to a slot at once
+    with pytest.raises(QueueFull) as full:
+        queue.push(Item("b"), B, cost=1, size_bytes=1)
+    assert full.value.scope == "total"
+    assert drain(queue) == ["huge"]
+    assert queue.size_bytes == 0
+    first = Item("a1")
+    queue.push(first, A, cost=1, size_bytes=150)
+    with pytest.raises(QueueFull) as full:
+        queue.push(Item("a2"), A, cost=1, size_bytes=51)
+    assert (full.value.scope, full.value.limit) == ("principal", 2)
+    queue.push(Item("a2"), A, cost=1, size_bytes=50)
+    queue.push(Item("b1"), B, cost=1, size_bytes=200)
+    with pytest.raises(QueueFull) as full:
+        queue.push(Item("c1"), C, cost=1, size_bytes=1)
+    assert full.value.scope == "total"
+    assert queue.remove(first)
+    queue.push(Item("c1"), C, cost=1, size_bytes=150)
+    assert queue.size_bytes == 400
+    assert sorted(drain(queue)) == ["a2", "b1", "c1"]
+    assert queue.size_bytes == 0
+
+
 def test_a_tiny_weight_and_a_huge_cost_end() -> None:
     queue: FairQueue[Item] = FairQueue(10, 10)
     queue.push(Item("a"), A, cost=1 << 40, weight=1e-300)
