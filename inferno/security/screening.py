@@ -11,6 +11,8 @@ carry a code of inferno.errors (invalid_text, input_too_long, input_blocked), ne
 
 from __future__ import annotations
 
+import dataclasses
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,9 +175,14 @@ class Screener:
         return self._value(value, Finding(f"{SYNTAX}-header", SYNTAX, 0.5, "block") if bad else None)
 
     def url_value(self, name: str, value: str) -> Screened:
-        """Screen a URL or a part of one that a client gave as a value."""
+        """Screen a URL or a part of one that a client gave as a value, and the text that it stands for."""
         bad = len(value) > MAX_HEADER_VALUE or not all("!" <= c <= "~" for c in value)
-        return self._value(value, Finding(f"{SYNTAX}-url", SYNTAX, 0.5, "block") if bad else None)
+        verdict = self._value(value, Finding(f"{SYNTAX}-url", SYNTAX, 0.5, "block") if bad else None)
+        if verdict.findings or ("%" not in value and "+" not in value):
+            return verdict
+        # Invisible characters, controls and disguises show only in the text behind the percent signs.
+        inside = self._value(urllib.parse.unquote_plus(value), None)
+        return dataclasses.replace(inside, texts=(value,))
 
     def _value(self, value: str, syntax: Finding | None) -> Screened:
         if not self.enabled:

@@ -9,6 +9,8 @@ inferno_native.redactor; without them texts pass unchanged. Front workers.
 from __future__ import annotations
 
 import codecs
+import re
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +18,19 @@ from typing import Any, Protocol
 from ..errors import ApiError
 from ..messages import TokenLogprob
 from ..security.principal import Principal
-from .http import Context
+from .http import Context, Header
+
+# Headers in which clients name themselves or a request: nothing here reads them, but proxies, logs and traces around
+# this server do. Host, Origin, credentials, forwarding, content and trace headers are held to forms of their own.
+SCREENED_HEADERS = frozenset(
+    (
+        b"user-agent", b"x-request-id", b"x-client-request-id", b"x-correlation-id", b"idempotency-key",
+        b"openai-organization", b"openai-project", b"openai-beta", b"anthropic-version", b"anthropic-beta",
+        b"accept", b"accept-language",
+    )
+)  # fmt: skip
+_HEX_ID = re.compile(rb"[0-9A-Fa-f-]{1,64}")  # a UUID, a trace's id: new with each request, and nothing a rule looks for
+MAX_CLEAN_HEADERS = 512
 
 
 class Verdict(Protocol):
@@ -44,6 +58,7 @@ class Screener(Protocol):
     def load_rules(self, extra: Iterable[Path]) -> None: ...
     def content(self, texts: Sequence[str], *, max_input_length: int | None = None) -> Verdict: ...
     def identifier(self, name: str, value: str) -> Verdict: ...
+    def header_value(self, name: str, value: str) -> Verdict: ...
     def url_value(self, name: str, value: str) -> Verdict: ...
 
 
@@ -122,24 +137,54 @@ class Guards:
         self._redactors = redactors
         self._profile = profile
         self._events: GuardEvents = events or NoEvents()
+        self._clean_headers: set[bytes] = set()  # values in which nothing was found; clients repeat theirs
 
     def reload(self, max_input_length: int, rules: Iterable[Path] = ()) -> None:
         """Take over what may change while the server runs. Raises ConfigError for bad rules; then the old ones stay."""
         if self._screener is not None:
             self._screener.max_input_length = max_input_length
             self._screener.load_rules(rules)
+            self._clean_headers.clear()
+
+    def headers(self, context: Context, headers: Iterable[Header]) -> None:
+        """Refuse a header by which a client names itself or the request when something is found in it. Raises ApiError."""
+        screener = self._screener
+        if screener is None:
+            return
+        clean = self._clean_headers
+        for name, value in headers:
+            if name not in SCREENED_HEADERS or value in clean or _HEX_ID.fullmatch(value):
+                continue
+            header = name.decode("ascii")
+            verdict = screener.header_value(header, value.decode("latin-1"))
+            if verdict.findings:
+                self._events.screened(context, verdict.categories, verdict.action)
+                verdict.raise_if_refused(header)
+                continue
+            if len(clean) >= MAX_CLEAN_HEADERS:
+                clean.clear()
+            if len(value) <= 256:
+                clean.add(value)
+
+    def path(self, context: Context, parameters: dict[str, str]) -> None:
+        """Refuse a parameter of a path in which something is found. Raises ApiError."""
+        for name, value in parameters.items():
+            self._url_value(context, urllib.parse.quote(value, safe=""), name)
 
     def query(self, context: Context, query: bytes) -> None:
         """Refuse the part of a URL behind the question mark in which something is found. Raises ApiError."""
-        if self._screener is None or not query:
-            return
         # Names and values one by one: `user=` in front of a value is the form of a query, and no finding.
         for part in query.decode("latin-1").split("&"):
             for text in part.split("=", 1):
-                verdict = self._screener.url_value("query", text)
-                if verdict.findings:
-                    self._events.screened(context, verdict.categories, verdict.action)
-                verdict.raise_if_refused()
+                self._url_value(context, text, None)
+
+    def _url_value(self, context: Context, value: str, param: str | None) -> None:
+        if self._screener is None or not value:
+            return
+        verdict = self._screener.url_value(param or "query", value)
+        if verdict.findings:
+            self._events.screened(context, verdict.categories, verdict.action)
+        verdict.raise_if_refused(param)
 
     def identifiers(self, context: Context, values: Iterable[tuple[str, str]]) -> None:
         """Refuse (param, value) pairs that can be no names. Raises ApiError."""

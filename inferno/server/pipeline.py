@@ -1,6 +1,7 @@
 """The one place with the contract's order of a request, from the source bucket to the settlement.
 
-    source bucket → credential → request buckets → policy        FrontGate.admit, before any handler
+    source bucket → credential → request buckets → policy        FrontGate.admit, before any handler;
+                                                                 then screening of headers, path and query
     body → validation → screening                                the handler, with what stands in parsing and schemas
     concurrency → prepare → token reservation → start            begin
     events … → settle exactly once                               Run
@@ -45,6 +46,8 @@ class FrontGate:
         if policy.buckets:
             await services.meter.source(context)
         if policy.public:
+            if policy.buckets:
+                self._screen(request)
             return
         try:
             principal = await services.authenticator.authenticate(
@@ -62,8 +65,16 @@ class FrontGate:
         if not verdict.allowed:
             services.recorder.refused(context, principal, verdict.reason)
             require(principal, policy)
+        self._screen(request)
+
+    def _screen(self, request: Request) -> None:
+        """Refuse what stands in headers, path or query and is an attack on whoever reads it."""
+        guards = self._services.guards
+        guards.headers(request.context, request.headers)
         if request.query:
-            services.guards.query(context, request.query)
+            guards.query(request.context, request.query)
+        if request.params:
+            guards.path(request.context, request.params)
 
     def answered(self, request: Request, route: str) -> None:
         """Count an answer. Without one: 499 where the client left before it began, as proxies log it, else 500, which

