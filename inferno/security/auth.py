@@ -42,7 +42,7 @@ from .accounts import (
 from .addresses import source_block
 from .audit_format import record
 from .keys import DUMMY_DIGEST, KeyHasher, fingerprint, key_id_of, looks_like_key
-from .permissions import ROLES
+from .permissions import ROLES, WEIGHTS
 from .principal import KeyLimits, Principal
 from .sessions import InvalidSession, SessionTokens
 
@@ -255,6 +255,7 @@ class Authenticator:
             account_limits=_limits(account.limits),
             session_id=session.jti,
             session_expires_at=session.expires_at,
+            weight=WEIGHTS.get(account.role, 1.0),
         )
         entry = _Entry(principal, own, session.expires_at + self._tokens.skew_seconds)
         entry.own_epoch, entry.account_epoch = own_epoch, account_epoch
@@ -464,4 +465,5 @@ def _principal_of_key(key: ApiKey, account: Account) -> Principal:
         account_limits=_limits(account.limits),
         key_limits=_limits(key.limits),
         redact_profile=key.redact_profile,
+        weight=WEIGHTS.get(account.role, 1.0),
     )

@@ -30,6 +30,9 @@ ROLES: Final[dict[str, frozenset[str]]] = {
     "service": frozenset((*_USER, "use_grammar", "use_special_tokens", "manage_cache", "read_metrics")),
     "guest": frozenset(("read_models", "run_inference")),
 }
+# A role's share of the engine while requests of several accounts wait: half a turn for guests, two for services, behind
+# which many people may stand. Shares are an account's, whatever its keys.
+WEIGHTS: Final[dict[str, float]] = {"admin": 2.0, "user": 1.0, "service": 2.0, "guest": 0.5}
 
 
 class Policy(NamedTuple):

@@ -96,7 +96,9 @@ def test_keeps_and_weighs_what_llama_cpps_chain_does(case: dict[str, Any], varia
     "case",
     [
         {}, {"temperature": 1.4, "top_p": 0.9}, {"top_k": 12}, {"min_p": 0.1, "temperature": 0.6},
-        {"typical_p": 0.7}, {"xtc_probability": 0.5, "xtc_threshold": 0.05}, {"repeat_penalty": 1.3},
+        {"typical_p": 0.7}, {"xtc_probability": 0.5, "xtc_threshold": 0.05}, {"repeat_penalty": 1.3}, {"top_p": 0.8},
+        {"frequency_penalty": 0.7, "presence_penalty": -0.8}, {"logit_bias": {3: 6.0, 4: -100.0, 7: 5.0}},
+        {"top_k": 50, "typical_p": 0.9, "top_p": 0.9, "min_p": 0.02, "xtc_probability": 0.3, "temperature": 0.8},
     ],
     ids=repr,
 )  # fmt: skip
@@ -107,16 +109,101 @@ def test_draws_are_distributed_as_llama_cpps(case: dict[str, Any]) -> None:
     ours, peer = Sampler(size, seed=11, **case), Chain(size, seed=11, **case)
     ours.accept(HISTORY)
     peer.accept(HISTORY)
-    a, b = Counter(ours.sample(row) for _ in range(draws)), Counter(peer.sample(row) for _ in range(draws))
+    _same_source([ours.sample(row) for _ in range(draws)], [peer.sample(row) for _ in range(draws)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [{"mirostat": 1, "mirostat_tau": 4.0}, {"mirostat": 2, "temperature": 0.8}], ids=repr)
+def test_mirostats_third_draws_are_distributed_as_llama_cpps(case: dict[str, Any]) -> None:
+    """Each draw moves the target of the next: many short answers, for draws of one answer are not independent."""
+    row = _row(8, 200, 1.5)
+
+    def third(sampler: Any) -> int:
+        return [sampler.sample(row) for _ in range(3)][-1]
+
+    case = {"mirostat_eta": 0.5, **case}
+    _same_source(
+        [third(Sampler(200, seed=seed, **case)) for seed in range(5_000)],
+        [third(Chain(200, seed=seed, **case)) for seed in range(5_000)],
+    )
+
+
+@pytest.mark.slow
+def test_draws_under_dry_are_distributed_as_llama_cpps(variant: str) -> None:
+    vocabulary = open_vocab(demo_model())
+    texts = ["\n", ":"]
+    history = list(vocabulary.tokenize(TEXT.encode(), False, False))
+    row = np.full(vocabulary.n_tokens, -50.0, dtype=np.float32)
+    row[: 100] = _row(9, 100, 1.0)
+    row[sorted(set(history))] = 3.0  # what may come again stands out, and some of it is a repeat
+    dry = {"dry_multiplier": 0.8, "dry_allowed_length": 1}
+    ours = Sampler(len(row), seed=3, dry_breakers=BreakerTable(vocabulary).sequences(texts), **dry)
+    peer = Chain(len(row), seed=3, vocab=_vocab_pointer(), dry_texts=texts, **dry)
+    ours.accept(history)
+    peer.accept(history)
+    plain = Sampler(len(row), seed=4)
+    drawn = [ours.sample(row) for _ in range(1_500)]
+    _same_source(drawn, [peer.sample(row) for _ in range(1_500)])
+    with pytest.raises(AssertionError):  # or there was nothing to see
+        _same_source(drawn, [plain.sample(row) for _ in range(1_500)])
+
+
+def _same_source(ours: list[int], peers: list[int]) -> None:
+    """Two-sample chi-square of equally many draws; the limit is its 99.99 % quantile."""
+    a, b = Counter(ours), Counter(peers)
     cells = [(a[t], b[t]) for t in set(a) | set(b)]
     common = [cell for cell in cells if sum(cell) >= 20]
-    rest = (draws - sum(x for x, _ in common), draws - sum(y for _, y in common))
+    rest = (len(ours) - sum(x for x, _ in common), len(peers) - sum(y for _, y in common))
     common += [rest] if sum(rest) else []
     statistic = sum((x - y) ** 2 / (x + y) for x, y in common)
     freedom = max(len(common) - 1, 1)
     # Wilson and Hilferty's approximation of the quantile
     limit = freedom * (1 - 2 / (9 * freedom) + 3.719 * math.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < limit
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"temperature": 0.0}, {"temperature": 0.0, "logit_bias": {3: 4.0, 4: -100.0, 9: -3.0}},
+        {"temperature": 0.0, "repeat_penalty": 1.4}, {"temperature": 0.0, "frequency_penalty": 0.9, "presence_penalty": 0.5},
+        {"temperature": 0.0, "repeat_penalty": 1.2, "repeat_last_n": 4, "logit_bias": {5: 2.0}},
+        {"temperature": 0.0, "mirostat": 2}, {"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 20, "typical_p": 0.0},
+        {"top_k": 1, "xtc_probability": 1.0, "xtc_threshold": 0.01}, {"mirostat": 2, "mirostat_tau": 0.0},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_where_nothing_is_left_to_chance_the_tokens_are_llama_cpps(case: dict[str, Any]) -> None:
+    """An answer of 100 tokens, each seen by the penalties of the next; whatever the seeds."""
+    size = 300
+    ours, peer = Sampler(size, seed=1, **case), Chain(size, seed=2, **case)
+    for step in range(100):
+        row = _row(step, size, 1.0)
+        token = ours.sample(row)
+        assert token == peer.sample(row)
+        ours.accept([token])
+        peer.accept([token])
+
+
+@pytest.mark.parametrize("texts", [[], ["\n", ":"]], ids=repr)
+def test_greedy_answers_under_dry_are_llama_cpps(texts: list[str]) -> None:
+    vocabulary = open_vocab(demo_model())
+    history = list(vocabulary.tokenize(TEXT.encode(), False, False))
+    known = sorted(set(history))
+    dry = {"temperature": 0.0, "dry_multiplier": 0.8, "dry_allowed_length": 1}
+    ours = Sampler(vocabulary.n_tokens, dry_breakers=BreakerTable(vocabulary).sequences(texts), **dry)
+    peer = Chain(vocabulary.n_tokens, vocab=_vocab_pointer(), dry_texts=texts, **dry)
+    ours.accept(history)
+    peer.accept(history)
+    answer = []
+    for step in range(60):
+        row = _row(step, vocabulary.n_tokens, 0.1) * np.float32(0.1)
+        row[known] += 3.0
+        answer.append(ours.sample(row))
+        assert answer[-1] == peer.sample(row)
+        ours.accept(answer[-1:])
+        peer.accept(answer[-1:])
+    assert len(set(answer)) > 5
 
 
 @pytest.mark.parametrize("case", [{}, {"top_p": 0.9}, {"top_k": 7}, {"temperature": 0.5}], ids=repr)

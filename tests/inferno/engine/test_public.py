@@ -13,6 +13,7 @@ from inferno.messages import ChatPrompt, ClearPrefixes, TextPrompt
 from tests.inferno.engine.client import ALICE, BOB, EngineUnderTest, Worker
 from tests.tiny_models import write_tiny_model
 
+pytestmark = pytest.mark.e2e
 _AROUND = 1 + len("system\n") + 1 + len("\n") + 1 + len("user\n")  # tokens that the template puts around a system message
 SYSTEM = "You are the helper of a small shop for paper lamps. " * 6
 WHOLE = (len(SYSTEM) + _AROUND) // 64 * 64

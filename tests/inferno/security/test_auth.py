@@ -264,6 +264,26 @@ def test_jwt_7_sec_032_the_role_comes_from_the_store(store_url, tmp_path):
     run(main())
 
 
+@pytest.mark.parametrize(("role", "weight"), [("admin", 2.0), ("service", 2.0), ("user", 1.0), ("guest", 0.5)])
+def test_a_role_gives_the_accounts_share_of_the_engine(store_url, tmp_path, role, weight):
+    """By session and by key, in the next request after the role changed."""
+
+    async def main():
+        async with host_on(store_url, tmp_path) as host:
+            worker = host.worker()
+            await worker.accounts.bootstrap(PASSWORD)
+            bob = await make_user(worker, "bob", "guest")
+            _, secret = await make_key(worker, bob, permissions=["read_models"])
+            credentials = [bearer((await login(worker, "bob")).token), x_api_key(secret)]
+            for headers in credentials:
+                assert (await worker.auth.authenticate(headers, b"", SOURCE)).weight == 0.5
+            await worker.accounts.update_account(SERVER, bob.id, role=role)
+            for headers in credentials:
+                assert (await worker.auth.authenticate(headers, b"", SOURCE)).weight == weight
+
+    run(main())
+
+
 def test_key_5_sec_061_revocation_under_400_parallel_calls_over_four_workers(store_url, tmp_path):
     """No call that starts after the revoking call has answered passes, and some pass before it."""
 

@@ -301,6 +301,12 @@ def test_each_start_has_its_settlement(worker: WorkerUnderTest, client: openai.O
     assert engine.num_running == 0
 
 
+def test_priority_and_the_callers_share_reach_the_engine(worker: WorkerUnderTest, client: openai.OpenAI) -> None:
+    client.chat.completions.create(model="fake", messages=user("x"), extra_body={"priority": 7})
+    start = worker.engines["fake"].logged(Start)[-1]
+    assert (start.priority, start.weight) == (7, 1.0)
+
+
 def _until(condition: Any, seconds: float = 5.0) -> None:
     """Wait for what another process does."""
     deadline = time.monotonic() + seconds
