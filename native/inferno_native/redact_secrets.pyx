@@ -12,12 +12,21 @@ from .redact_literals cimport F_STRONG, R_BASIC, R_BEARER, R_KEYED, R_PEM, R_WOR
 from .redact_numbers cimport boundary_before
 from .redact_pem cimport pem_at
 from .redact_tokens cimport hook_at, keyed_at, token_at
-from .shadow cimport (HIT, K_AWS_SECRET, K_BASIC, K_BEARER, K_GENERIC, K_JWT, K_URL, MAX_RUN, MORE, SWALLOW_NONE, SWALLOW_RUN,
-                      Verdict, View, is_alnum, is_alpha, is_base64, is_digit, is_space, is_url64, is_word, literal_at, lower, set_hit,
-                      set_more, set_no)
+from .redact_words cimport HEADS
+from .shadow cimport (HIT, K_AWS_SECRET, K_BASIC, K_BEARER, K_GENERIC, K_JWT, K_URL, MARK_IS, MARK_OPENING, MAX_RUN, MORE,
+                      SWALLOW_NONE, SWALLOW_RUN, Verdict, View, is_alnum, is_alpha, is_base64, is_digit, is_space, is_url64, is_word,
+                      literal_at, lower, mark_at, set_hit, set_more, set_no)
 
 cdef enum:
     MAX_VALUE = 256     # of an assigned value
+
+# What stands between a word and its value, beside the marks of assignment.
+cdef enum:
+    WORD_PLAIN = 0      # a word in ASCII
+    WORD_FOREIGN = 1
+    WORD_LATIN = 2      # a word in Latin letters, not all of them ASCII
+    WORD_BARE = 3       # of another script, without an ending: the value may follow at once
+    WORD_IS = 4         # with an ending that means "is"
 
 # What may follow the word inside of an identifier: DB_PASSWORD_PROD holds a secret, PASSWORD_MIN_LENGTH does not.
 cdef const char *SUFFIXES[45]  # a list of another length does not compile
@@ -158,20 +167,16 @@ cdef bint is_value_stop(uint8_t c) noexcept nogil:
 
 cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v) noexcept nogil:
     """A name such as api_key, what joins it to its value, and the value."""
-    cdef Py_ssize_t i = start + literal.size, id_start = start, k, value, end, size
+    cdef Py_ssize_t i = start + literal.size, id_start = start, k
     cdef uint8_t suffix[25]
-    cdef uint8_t quote = 0
-    cdef bint escaped = False, element = False, option, loose = False, strong = (literal.flags & F_STRONG) != 0, joined = False, found, closed
-    cdef int kind
+    cdef bint found
     cdef size_t lit
-    cdef Verdict inner
     set_no(v)
     while id_start > 0 and start - id_start < 40 and (is_word(w.s[id_start - 1]) or w.s[id_start - 1] == 45):
         id_start -= 1
     w.steps += start - id_start + 1
     if id_start >= 9 and memcmp(w.s + id_start - 9, b"REDACTED:", 9) == 0:
         return
-    option = start - id_start >= 2 and w.s[id_start] == 45 and w.s[id_start + 1] == 45
     # The letter outside ASCII of a Spanish password.
     if i + 1 < w.n and w.s[i] == 128 and literal.size == 8 and w.s[i - 1] != 100:
         i += 1
@@ -198,7 +203,55 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
                 return
     else:
         i -= 1      # the literal brought the separator with it
-    # What joins name and value.
+    value_at(w, id_start, start, start + literal.size, i, (literal.flags & F_STRONG) != 0, WORD_PLAIN, v)
+
+
+cdef void foreign_at(View *w, Py_ssize_t t, Verdict *v) noexcept nogil:
+    """A word of another script ends at t, or its last letter outside of ASCII does: its endings, what joins it, the value."""
+    cdef int code = mark_at(w, t), found = 0, k, how = WORD_FOREIGN
+    cdef Py_ssize_t i = t + 1, start
+    set_no(v)
+    if code <= 0 or w.s[t] == 93:
+        return      # covered by now
+    if HEADS[code - 1].tails[0] != NULL:
+        for k in range(4):
+            if HEADS[code - 1].tails[k] == NULL:
+                break
+            found = literal_at(w, i, HEADS[code - 1].tails[k], <Py_ssize_t>strlen(HEADS[code - 1].tails[k]), True)
+            if found == 1:
+                i += <Py_ssize_t>strlen(HEADS[code - 1].tails[k])
+                break
+            if found == 2:
+                set_more(v, w.n)
+                return
+        if found != 1:
+            return
+    start = i
+    while i < w.n and i - start < 8 and (w.s[i] == 128 or (HEADS[code - 1].latin and is_alpha(w.s[i]))):
+        i += 1
+    w.steps += i - t
+    if i == w.n:
+        if not w.final:
+            set_more(v, w.n)
+        return
+    if i > start and mark_at(w, i - 1) == MARK_IS:
+        how = WORD_IS
+    elif i == start and not HEADS[code - 1].latin:
+        how = WORD_BARE
+    elif HEADS[code - 1].latin:
+        how = WORD_LATIN
+    value_at(w, t, t, t + 1, i, HEADS[code - 1].strong, how, v)
+
+
+cdef void value_at(View *w, Py_ssize_t id_start, Py_ssize_t start, Py_ssize_t name_end, Py_ssize_t i, bint strong, int how,
+                   Verdict *v) noexcept nogil:
+    """What joins a name to its value, and the value. The name begins at id_start, its word at start; i is behind it."""
+    cdef Py_ssize_t k, value, end, size, m
+    cdef uint8_t quote = 0
+    cdef bint escaped = False, element = False, loose = False, joined = False, closed, beside
+    cdef bint option = start - id_start >= 2 and w.s[id_start] == 45 and w.s[id_start + 1] == 45
+    cdef int kind
+    cdef Verdict inner
     if i + 1 >= w.n and not w.final:
         set_more(v, w.n)
         return
@@ -238,10 +291,23 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
         joined = True
         loose = True
         i += 3
-    elif literal_at(w, i, b"was ", 4, True) == 1 or literal_at(w, i, b"ist ", 4, True) == 1:
+    elif literal_at(w, i, b"was ", 4, True) == 1 or literal_at(w, i, b"ist ", 4, True) == 1 or literal_at(w, i, b"est ", 4, True) == 1:
         joined = True
         loose = True
         i += 4
+    elif literal_at(w, i, b"lautet ", 7, True) == 1:
+        joined = True
+        loose = True
+        i += 7
+    elif literal_at(w, i, b"es ", 3, True) == 1:
+        joined = True
+        loose = True
+        i += 3
+    elif how == WORD_PLAIN and i > k and literal_at(w, i, b"\x80 ", 2, False) == 1 and (
+            literal_at(w, start, b"senha", 5, True) == 1 or literal_at(w, start, b"pa", 2, True) == 1):
+        joined = True       # Portuguese, Italian: senha, palavra-passe, parola
+        loose = True
+        i += 2
     elif w.s[i] == 10 or w.s[i] == 13:
         # YAML: the name, then "value:" on the next line.
         k = i
@@ -267,6 +333,31 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     elif i > k and id_start >= 15 and literal_at(w, id_start - 15, b"authorization: ", 15, True) == 1:
         joined = True
         loose = True
+    elif how != WORD_PLAIN and w.s[i] == 129 and mark_at(w, i) == MARK_OPENING:
+        joined = True
+        loose = True
+        i += 1
+    elif how == WORD_IS or (how == WORD_BARE and i == k and not closed and is_alnum(w.s[i])):
+        joined = True
+        loose = True
+    elif how == WORD_LATIN and (literal_at(w, i, b"to ", 3, True) == 1 or literal_at(w, i, b"\x80r ", 3, False) == 1
+                                or literal_at(w, i, b"l\x80 ", 3, True) == 1 or literal_at(w, i, b"er ", 3, True) == 1):
+        joined = True
+        loose = True
+        i += 3
+    elif how != WORD_PLAIN and i > k:
+        m = i
+        while m < w.n and m - i < 24 and w.s[m] == 128:
+            m += 1
+        if m == w.n:
+            if not w.final:
+                set_more(v, w.n)
+            return
+        # "Is", or whose the password is and a colon.
+        if m > i and (w.s[m] == 58 or (w.s[m] == 32 and mark_at(w, m - 1) == MARK_IS)):
+            joined = True
+            loose = True
+            i = m + 1
     if not joined:
         return
     k = i
@@ -275,6 +366,8 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
     if i < w.n and i + 1 >= w.n and not w.final:
         set_more(v, i)
         return
+    if i < w.n and w.s[i] == 129:
+        i += 1      # a quote outside of ASCII, whose twin ends the value
     if i + 1 < w.n and (w.s[i] == 98 or w.s[i] == 102 or w.s[i] == 114 or w.s[i] == 117) and (w.s[i + 1] == 34 or w.s[i + 1] == 39):
         i += 1
     if i + 1 >= w.n:
@@ -301,7 +394,9 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
                 break
             end += 1
     else:
-        while end < w.n and end - value < MAX_VALUE and not is_value_stop(w.s[end]):
+        # Scripts without spaces go on behind the value.
+        beside = how != WORD_PLAIN and how != WORD_LATIN and value < w.n and w.s[value] != 128
+        while end < w.n and end - value < MAX_VALUE and not is_value_stop(w.s[end]) and not (beside and w.s[end] == 128):
             if w.s[end] == 40 or (w.s[end] == 91 and end > value) or (w.s[end] == 123 and end > value):
                 w.steps += end - value
                 return      # a call, an index, a literal: code
@@ -327,8 +422,8 @@ cdef void word_at(View *w, Py_ssize_t start, const Literal *literal, Verdict *v)
         v[0] = inner
         return
     kind = K_GENERIC
-    if size == 40 and (contains(w.s + id_start, start + literal.size - id_start + 12, b"aws") >= 0
-                       or contains(w.s + start, literal.size + 12, b"access") >= 0):
+    if size == 40 and (contains(w.s + id_start, name_end - id_start + 12, b"aws") >= 0
+                       or contains(w.s + start, name_end - start + 12, b"access") >= 0):
         kind = K_AWS_SECRET
     set_hit(v, value, end, kind, SWALLOW_RUN if size == MAX_VALUE and not quote else SWALLOW_NONE)
 

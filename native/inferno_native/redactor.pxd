@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from .redact_words cimport Marks, Past
 from .shadow cimport Verdict, View
 
 cdef extern from "prefilter.h" nogil:
@@ -38,6 +39,8 @@ cdef class Redactor:
     cdef Py_ssize_t json_pos    # shadow index up to which quotes were counted
     cdef bint json_string, json_escape
     cdef int swallow, jwt_dots
+    cdef Marks marks            # words of other scripts, by shadow index
+    cdef Past past
     cdef set collected
     cdef readonly dict counts
     cdef readonly list spans
@@ -45,6 +48,7 @@ cdef class Redactor:
 
     cdef int _append(self, str text) except -1
     cdef str _run(self, bint final)
+    cdef Py_ssize_t _next(self, View *w, Py_ssize_t pos) noexcept
     cdef int _verdict(self, View *w, Py_ssize_t t, Verdict *v) except -1
     cdef bint _before(self, View *w, Py_ssize_t t, Verdict *v) except -1
     cdef int _own(self, View *w, Py_ssize_t t, Verdict *v) except -1

@@ -22,11 +22,12 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from .redact_literals cimport LITERALS, NUM_LITERALS
 from .redact_numbers cimport email_at, iban_at, number_at
 from .redact_pem cimport pem_goes_on
-from .redact_secrets cimport literal_verdict, url_at
+from .redact_secrets cimport foreign_at, literal_verdict, url_at
 from .redact_tokens cimport jwt_at
+from .redact_words cimport find_marks, remember
 from .shadow cimport (HIT, K_CARD, K_COUNT, K_EMAIL, K_IBAN, K_IPV4, K_OWN, K_PHONE, K_SSN, MAX_CONTEXT, MAX_LOCAL, MORE, NO,
                       SWALLOW_JWT, SWALLOW_NONE, SWALLOW_PEM, SWALLOW_RUN, Verdict, View, is_alnum, is_alpha, is_digit, is_local,
-                      is_url64, set_hit, set_more, set_no)
+                      is_url64, mark_at, mark_from, set_hit, set_more, set_no)
 
 KIND_NAMES = (
     "own_secret", "aws_access_key_id", "aws_secret_access_key", "github_token", "gitlab_token", "slack_token", "slack_webhook",
@@ -184,6 +185,7 @@ cdef class Redactor:
 
     def __cinit__(self):
         self.shadow = NULL
+        memset(&self.marks, 0, sizeof(self.marks))
 
     def __init__(self, profile="default", allow_values=frozenset(), own_secrets=None, *, json_mode=False):
         if profile not in PROFILES:
@@ -214,12 +216,16 @@ cdef class Redactor:
         self.swallow = SWALLOW_NONE
         self.jwt_dots = 0
         self.collected = None
+        self.marks.num = 0
+        memset(&self.past, 0, sizeof(self.past))
+        self.past.word = -MAX_CONTEXT
         self.counts = {}
         self.spans = []
         self.steps = 0
 
     def __dealloc__(self):
         PyMem_Free(self.shadow)
+        PyMem_Free(self.marks.items)
 
     @property
     def decided(self):
@@ -273,7 +279,9 @@ cdef class Redactor:
         out = self.shadow + self.size
         if text.isascii():
             memcpy(out, data, n)
+            remember(kind, data, n, &self.past)
         else:
+            find_marks(kind, data, n, self.size, &self.past, &self.marks)
             for i in range(n):
                 out[i] = shadow_of(PyUnicode_READ(kind, data, i))
         self.size += n
@@ -296,6 +304,8 @@ cdef class Redactor:
         w.strict = self.strict
         w.run_start = w.run_end = 0
         w.run_alphabet = -1
+        w.marks = self.marks.items
+        w.num_marks = self.marks.num
         w.steps = 0
         hold = -1
         while True:
@@ -312,8 +322,7 @@ cdef class Redactor:
                     hold = self.floor
                     break
                 self.swallow = SWALLOW_NONE
-            with nogil:
-                t = inferno_prefilter_next(self.filter, w.s, self.pos, w.n)
+            t = self._next(&w, self.pos)
             w.steps += t - self.pos
             if t >= w.n:
                 self.pos = w.n
@@ -380,6 +389,19 @@ cdef class Redactor:
         self._trim()
         return "".join(pieces)
 
+    cdef Py_ssize_t _next(self, View *w, Py_ssize_t pos) noexcept:
+        """The first trigger at pos or behind; the end when there is none."""
+        cdef Py_ssize_t t, k
+        with nogil:
+            t = inferno_prefilter_next(self.filter, w.s, pos, w.n)
+        if w.num_marks:
+            k = mark_from(w, pos)
+            while k < w.num_marks and w.marks[k].at < t:
+                if w.marks[k].code > 0:
+                    return w.marks[k].at
+                k += 1
+        return t
+
     cdef int _verdict(self, View *w, Py_ssize_t t, Verdict *v) except -1:
         """What stands at the trigger t: own secrets first, then known prefixes, then what pairs announce."""
         cdef int bits = 0, k
@@ -396,6 +418,10 @@ cdef class Redactor:
                 if v.status != NO:
                     return 0
                 k = NEXT[k - 1]
+        if w.num_marks and mark_at(w, t) > 0:
+            foreign_at(w, t, v)
+            if v.status != NO:
+                return 0
         if w.n - t >= 2:
             bits = FIRST[w.s[t]] & SECOND[w.s[t + 1]]
         if bits == 0:
@@ -426,7 +452,7 @@ cdef class Redactor:
         cdef Verdict inner
         cdef Py_ssize_t i = max(t + 1, w.floor)
         while i < v.hold:
-            i = inferno_prefilter_next(self.filter, w.s, i, w.n)
+            i = self._next(w, i)
             if i >= v.hold:
                 return False
             self._verdict(w, i, &inner)
@@ -534,6 +560,7 @@ cdef class Redactor:
 
     cdef void _trim(self) noexcept:
         """Forget context that no recogniser can look back to."""
+        cdef Py_ssize_t first, k
         cdef Py_ssize_t keep = min(self.emitted, min(self.pos, self.floor if self.swallow else self.emitted)) - MAX_CONTEXT
         if keep < 1024 or keep < self.size // 2:
             return
@@ -546,6 +573,14 @@ cdef class Redactor:
         self.floor = max(self.floor - keep, 0)
         self.json_pos = max(self.json_pos - keep, 0)
         self.origin += keep
+        self.past.word -= keep
+        first = 0
+        while first < self.marks.num and self.marks.items[first].at < keep:
+            first += 1
+        for k in range(first, self.marks.num):
+            self.marks.items[k - first].at = self.marks.items[k].at - keep
+            self.marks.items[k - first].code = self.marks.items[k].code
+        self.marks.num -= first
 
 
 def redact(str text not None, profile="default", allow_values=frozenset(), own_secrets=None, *, json_mode=False):

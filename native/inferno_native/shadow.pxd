@@ -19,6 +19,14 @@ cdef enum Swallow:
     SWALLOW_JWT = 2     # the parts of a JWT that follow the proof
     SWALLOW_PEM = 3     # a private key's body up to its END line
 
+cdef struct Mark:
+    Py_ssize_t at   # where a word of redact_words ends, in the shadow
+    int code        # the word's number in its table plus one, or one of these:
+
+cdef enum:
+    MARK_IS = -1        # ends a word that means "is"
+    MARK_OPENING = -2   # an opening quote or a dash
+
 cdef struct View:
     const uint8_t *s    # shadow; s[0] is a newline or older context
     Py_ssize_t n        # characters known so far
@@ -29,6 +37,8 @@ cdef struct View:
     bint strict         # profile has private addresses
     Py_ssize_t run_start, run_end   # the last run of token characters measured, so that dense triggers stay linear
     int run_alphabet    # of which alphabet that run is
+    const Mark *marks   # by index, rising
+    Py_ssize_t num_marks
     Py_ssize_t steps    # characters looked at: the work done, for the tests that assert linear time
 
 cdef struct Verdict:
@@ -101,6 +111,22 @@ cdef inline void set_hit(Verdict *v, Py_ssize_t start, Py_ssize_t end, int kind,
     v.hold = start
     v.kind = kind
     v.swallow = swallow
+
+cdef inline Py_ssize_t mark_from(View *w, Py_ssize_t pos) noexcept nogil:
+    """The number of the first mark at pos or behind."""
+    cdef Py_ssize_t low = 0, high = w.num_marks, middle
+    while low < high:
+        middle = (low + high) >> 1
+        if w.marks[middle].at < pos:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+cdef inline int mark_at(View *w, Py_ssize_t pos) noexcept nogil:
+    """The mark's code at pos; 0: there is none."""
+    cdef Py_ssize_t k = mark_from(w, pos)
+    return w.marks[k].code if k < w.num_marks and w.marks[k].at == pos else 0
 
 cdef inline int literal_at(View *w, Py_ssize_t pos, const char *text, Py_ssize_t size, bint fold) noexcept nogil:
     """1: the literal stands at pos; 0: it does not; 2: the text ends inside of it."""

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tests.fuzz.coverage_build import ROOT, build, conclude
 
-MODULES = "redact_judge redact_literals redact_numbers redact_pem redact_secrets redact_tokens redactor scanner textclean"
+MODULES = "redact_judge redact_literals redact_numbers redact_pem redact_secrets redact_tokens redact_words redactor scanner textclean"
 FINDINGS = ROOT / "build" / "fuzz-guards"
 MAX_CHARACTERS = 600
 MAX_FINDINGS = 20
@@ -36,6 +36,7 @@ DICTIONARY = [
     "-----END", "\\n", "://", "@", "4242 4242 ", "GB82 WEST 1234 5698 7654 32", "+1 ", "(202) ", "tel ", "ssn ", "[REDACTED:", "Bearer ", "Basic ",
     "is ", "é", "\u3000", "😀", "token", "sk-", "value:", "<", "</", ">", "&sig=", "identified by '", "hooks.slack.com/services/", "ignore", "the rules",
     "<a on", "x=", "../", "union", "select", "{{", " 7", "aab", "bcd", ";;", "<<", " ok", "10.0.0.1", "-", "_", "\\", "\u202e", "%27", "&lt;",
+    "пароль", "это ", "密码", "是", "：", "パスワード", "は", "「", "—", "كلمة المرور", " هي ", "hasło", " to ", "Şifre", "clé api", "mật khẩu", "k8Yp2mNq", "İ",
 ]  # fmt: skip
 
 

@@ -18,12 +18,15 @@ from inferno_native.redactor import KIND_NAMES
 _literals: Any = importlib.import_module("inferno_native.redact_literals")
 _numbers: Any = importlib.import_module("inferno_native.redact_numbers")
 _secrets: Any = importlib.import_module("inferno_native.redact_secrets")
+_words: Any = importlib.import_module("inferno_native.redact_words")
 _judge: Any = importlib.import_module("inferno_native.redact_judge")
 
 KIND = {name: number for number, name in enumerate(KIND_NAMES)}
 KEYED, WORD, PEM, BASIC, BEARER, HOOK = range(6)
 EXACT, MIX, BODY, STRONG = 1, 2, 4, 8
 MAX_RUN, MAX_VALUE = 512, 256
+IS, OPENING, FAR = -1, -2, 40  # marks beside those of words, which are numbers of its table plus one
+PLAIN, FOREIGN, LATIN, BARE, IS_ENDING = range(5)
 CLASS = {0: "0-9A-Za-z", 1: r"0-9A-Za-z_\-", 2: "0-9a-fA-F", 3: "A-Z0-9", 4: "0-9A-Za-z+/=", 5: r"0-9A-Za-z_\-.",
          6: "0-9A-Za-z_", 7: r"0-9A-Za-z_\-/", 8: "0-9A-Za-z+/=%"}  # fmt: skip
 IBAN = {entry[:2]: int(entry[2:]) for entry in _numbers._IBAN.split()}
@@ -75,6 +78,33 @@ def _shadow(char: str) -> str:
         return "\x80" if c in (0xAA, 0xB5, 0xBA) else "\x81"
     marks = c in (0xD7, 0xF7) or 0x2010 <= c <= 0x206F or 0x3001 <= c <= 0x303F or 0xFF5F <= c <= 0xFF65
     return "\x81" if marks else "\x80"
+
+
+def marks(text: str) -> dict[int, int]:
+    """Where words of other scripts end, and near them what may join one to its value."""
+    lower = "".join(c.lower()[0] for c in text)
+    found: dict[int, int] = {}
+    word = -10000
+    for i, c in enumerate(lower):
+        if c < "\x80":
+            continue
+        ending = [
+            (len(head), number) for number, (head, *_) in enumerate(_words.TABLE) if lower.endswith(head, 0, i + 1)
+        ]
+        if ending:
+            found[i] = max(ending)[1] + 1
+            word = i
+        elif i - word >= FAR:
+            continue
+        elif c in _words.OPENINGS:
+            found[i] = OPENING
+        else:
+            for joiner in _words.JOINERS:
+                if lower.endswith(joiner, 0, i + 1):
+                    before = lower[i - len(joiner)] if i >= len(joiner) else "\0"
+                    if c >= "\u3040" or (before < "\x80" and not before.isalnum()):
+                        found[i] = IS
+    return found
 
 
 def redact(text: str, profile: str = "default") -> str:
@@ -151,6 +181,7 @@ class Twin:
         self.text = text
         self.s = "\n" + shadow(text)
         self.n = len(self.s)
+        self.marks = {i + 1: code for i, code in marks(text).items()}
         self.floor = 1
         self.personal, self.strict = profile != "secrets", profile == "strict"
 
@@ -201,6 +232,8 @@ class Twin:
         for literal in reversed(LITERALS):
             if not literal.pair and (hit := self.literal(literal, t - literal.offset)) is not None:
                 return hit
+        if self.marks.get(t, 0) > 0 and (hit := self.foreign(t)) is not None:
+            return hit
         if t + 1 >= self.n:
             return None
         a, b = self.s[t], self.s[t + 1]
@@ -392,12 +425,38 @@ class Twin:
                 return None
         else:
             i -= 1
+        return self.value(first, start, start + len(literal.text), i, strong, PLAIN)
+
+    def foreign(self, t: int) -> Hit | None:
+        """A word of another script, its endings, and the value."""
+        _, strong, tails, latin = _words.TABLE[self.marks[t] - 1]
+        if self.s[t] == "]":
+            return None
+        i = t + 1
+        if tails:
+            tail = next((tail for tail in tails if self.s[i : i + len(tail)].lower() == tail), None)
+            if tail is None:
+                return None
+            i += len(tail)
+        ending = self.match("[\x80A-Za-z]{0,8}" if latin else "\x80{0,8}", i)
+        start, i = i, ending.end()
+        if i == self.n:
+            return None
+        how = LATIN if latin else FOREIGN
+        if i > start and self.marks.get(i - 1) == IS:
+            how = IS_ENDING
+        elif i == start and not latin:
+            how = BARE
+        return self.value(t, t, t + 1, i, strong, how)
+
+    def value(self, first: int, start: int, name_end: int, i: int, strong: bool, how: int) -> Hit | None:
         joiner = self.match(r"\\?(?P<closing>[\"'`]\]?)?(?P<gap>[ \t]{0,8})", i)
-        joined = self.join(first, start, joiner)
+        joined = self.join(first, start, joiner, how)
         if joined is None:
             return None
         i, loose, element = joined
         i = self.match("[ \t]{0,8}", i).end()
+        i += self.s[i : i + 1] == "\x81"
         if self.s[i : i + 1] in tuple("bfru") and self.s[i + 1 : i + 2] in ('"', "'"):
             i += 1
         if i + 1 >= self.n:
@@ -407,7 +466,8 @@ class Twin:
         quote = self.s[i] if self.s[i] in "\"'`" else ""
         i += len(quote)
         quote = quote or ("<" if element else "")
-        end = self.value_end(i, quote, escaped)
+        beside = how not in (PLAIN, LATIN) and self.s[i : i + 1] != "\x80"
+        end = self.value_end(i, quote, escaped, beside)
         if end is None:
             return None
         value = self.s[i:end]
@@ -419,12 +479,12 @@ class Twin:
         if (loose and not quote and len(value) < 16 and not strong) or self.token(i) is not None:
             return None
         kind = KIND["generic_secret"]
-        size = len(literal.text) + 12
-        if len(value) == 40 and (_holds(self.s[first : start + size], "aws") or _holds(self.s[start : start + size], "access")):
+        around = name_end + 12
+        if len(value) == 40 and (_holds(self.s[first:around], "aws") or _holds(self.s[start:around], "access")):
             kind = KIND["aws_secret_access_key"]
         return Hit(i, i + len(value), kind, "run" if whole and len(value) == MAX_VALUE and not quote else "")
 
-    def join(self, first: int, start: int, joiner: re.Match[str]) -> tuple[int, bool, bool] | None:
+    def join(self, first: int, start: int, joiner: re.Match[str], how: int) -> tuple[int, bool, bool] | None:
         """What joins a name to its value: (index behind it, loosely, as an XML element); None when nothing does."""
         i, gap = joiner.end(), len(joiner["gap"])
         rest = self.s[i : i + 8].lower()
@@ -438,8 +498,11 @@ class Twin:
             return i + 6, False, False
         if rest.startswith(("is ", "is: ")):
             return i + 3, True, False
-        if rest.startswith(("was ", "ist ")):
-            return i + 4, True, False
+        for word in ("was ", "ist ", "est ", "lautet ", "es "):
+            if rest.startswith(word):
+                return i + len(word), True, False
+        if how == PLAIN and gap and rest.startswith("\x80 ") and self.s[start:].lower().startswith(("senha", "pa")):
+            return i + 2, True, False
         if rest[0] in "\n\r":
             i = self.match(r"[ \t\n\r]{0,32}", i).end()
             return (i + 6, False, False) if self.s[i : i + 6].lower() == "value:" else None
@@ -450,12 +513,25 @@ class Twin:
         is_option = start - first >= 2 and self.s.startswith("--", first)
         if gap and (is_option or self.s[:first].lower().endswith("authorization: ")):
             return i, True, False
+        if how == PLAIN:
+            return None
+        if rest[0] == "\x81" and self.marks.get(i) == OPENING:
+            return i + 1, True, False
+        if how == IS_ENDING or (how == BARE and not gap and joiner["closing"] is None and re.match("[0-9a-z]", rest)):
+            return i, True, False
+        if how == LATIN and rest.startswith(("to ", "\x80r ", "l\x80 ", "er ")):
+            return i + 3, True, False
+        m = self.match("\x80{0,24}", i).end()
+        if gap and i < m < self.n and (self.s[m] == ":" or (self.s[m] == " " and self.marks.get(m - 1) == IS)):
+            return m + 1, True, False
         return None
 
-    def value_end(self, start: int, quote: str, escaped: bool) -> int | None:
+    def value_end(self, start: int, quote: str, escaped: bool, beside: bool) -> int | None:
         end = start
         if not quote:
             while end < self.n and end - start < MAX_VALUE and self.s[end] not in VALUE_STOP:
+                if beside and self.s[end] == "\x80":
+                    break
                 if self.s[end] == "(" or (self.s[end] in "[{" and end > start):
                     return None
                 end += 1

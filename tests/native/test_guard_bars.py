@@ -14,7 +14,7 @@ def test_inp_9_bars_hold_for_variants_of_every_category() -> None:
 
 
 def test_out_6_variants_do_not_leak() -> None:
-    assert len(variant_leaks()) <= 0.05 * len(variants("redact_positive"))
+    assert variant_leaks() == []
 
 
 def test_out_6_lookalikes_stay() -> None:

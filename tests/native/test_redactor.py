@@ -92,7 +92,9 @@ FRAGMENTS = st.sampled_from(
      "eyJhbGciOiJIUzI1NiJ9", ".", "eyJzdWIiOiJ4In0", "-----BEGIN RSA PRIVATE KEY-----", "-----END RSA PRIVATE KEY-----", "MIIEpAIBAAKCAQEA7b", "\\n",
      "https://", "user", ":", "@", "hooks.slack.com/services/", "contoso.com", "maria.keller", "4242 4242", " 4242 4242", "GB82 WEST 1234 5698 7654 32",
      "+1 415-555-0132", "(202) 555-0143", "tel ", "ssn ", "774-32-5190", "10.0.0.7", "[REDACTED:email]", "Bearer ", "token", "is ", "é", "日本", "😀", "--",
-     "secret", "sk-", "0123456789", "inf_", "a", "Basic b3BzOkNpTnI5dzZvV21Zbw==", "value:", "<", "{", "}", ",", "api_key", "%40", "_", "-"]
+     "secret", "sk-", "0123456789", "inf_", "a", "Basic b3BzOkNpTnI5dzZvV21Zbw==", "value:", "<", "{", "}", ",", "api_key", "%40", "_", "-",
+     "пароль", "Пароля", " это ", "密码", "是", "：", "パスワード", "は", "「", "」", "—", "비밀번호", "는", "كلمة المرور", " هي ", "hasło", " to ", "Şifre", "clé API",
+     "lösenord", " är ", "mật khẩu", " là ", "api-schlüssel", "k8Yp2mNq", "Xk29-fLq8", " пользователя", "токен", "İ"]
 )  # fmt: skip
 TEXTS = st.one_of(st.lists(FRAGMENTS, max_size=14).map("".join), st.text(max_size=60))
 
@@ -116,6 +118,61 @@ def test_out_1_native_and_twin_agree_on_every_corpus() -> None:
     cases = POSITIVE + NEGATIVE + load("scan_benign") + variants("redact_positive") + variants("redact_negative")
     for case in cases:
         assert redact(case["text"], "strict") == reference_redactor.redact(case["text"], "strict"), case["id"]
+
+
+PASSWORDS = (
+    "пароль: {}", "Ваш новый пароль — {}.", "пароль это {}", "ПАРОЛЬ: {}", "с паролем: {}", "пароль пользователя: {}", "API-ключ: {}",
+    "ваш пароль: «{}»", "Пароль був {}", "密码：{}", "密码是{}。", "您的密码为 {}", "数据库密码: {}", "密碼={}", "口令：“{}”", "密钥：{}",
+    "パスワード: {}", "パスワードは{}です。", "パスワードは「{}」です", "初期パスワード：{}", "ﾊﾟｽﾜｰﾄﾞ:{}", "暗証番号は {} です", "비밀번호: {}", "비밀번호는 {} 입니다",
+    "암호={}", "كلمة المرور: {}", "كلمة المرور هي {}", "كلمة السر: {}", "पासवर्ड: {}", "आपका पासवर्ड है {}", "סיסמה: {}", "κωδικός πρόσβασης: {}", "รหัสผ่าน: {}",
+    "hasło: {}", "Hasło to {}", "hasła: {}", "şifre: {}", "Şifreniz: {}", "ŞİFRE: {}", "lösenord: {}", "Lösenordet är {}", "mật khẩu: {}", "mật khẩu là {}",
+    "contraseña: {}", "La contraseña es {}", "contrasena: {}", "Das Passwort lautet {}", "Kennwort: {}", "API-Schlüssel: {}", "le mot de passe est {}",
+    "mot de passe : {}", "clé API : {}", "A senha é {}", "senha: {}", "palavra-passe: {}", "la parola è {}", "passord: {}", "password: “{}”", "The password is ‘{}’.", "wachtwoord: {}", "jelszó: {}",
+    '{{"пароль": "{}"}}', '{{"密码":"{}"}}', "パスワード = '{}'",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", PASSWORDS)
+def test_out_1_passwords_named_in_other_languages(sentence: str) -> None:
+    for value in ("k8Yp2mNq", "hunter2!Xq9", "S3cr3t-Pa55", "correctHorse9$"):
+        text = sentence.format(value)
+        assert redact(text) == text.replace(value, "[REDACTED:generic_secret]")
+        assert reference_redactor.redact(text) == redact(text) == redact(redact(text))
+        assert streamed(text, list(range(1, len(text)))) == redact(text)
+        for cut in range(1, len(text)):
+            assert streamed(text, [cut]) == redact(text)
+
+
+ABOUT_PASSWORDS = (
+    "Как сбросить пароль в Windows11Pro?", "Пароль должен содержать не менее 12 символов.", "Забыли пароль? Нажмите здесь: https://site.org/reset/2024",
+    "Пароль: не менее 8 символов, включая A-Z и 0-9", "пароль для Windows11Pro", "Хэш пароля считается функцией PBKDF2-HMAC-SHA256.", "пароль: ********",
+    "токенизатор GPT-4o разбивает текст на 128000 токенов", "Токены: 1500 на входе, 250 на выходе", "Секрет успеха — терпение и труд.", "секрет: никому не говори",
+    "忘记密码怎么办？请访问 https://site.org/help2", "密码锁Model3000X", "忘记密码。iPhone15ProMax 也可以。", "密码学中的SHA256withRSA算法", "密码：请输入您的密码", "密码长度至少为12位",
+    "令牌桶算法的容量为100，每秒10个", "密码子ATG编码甲硫氨酸", "パスワードを忘れた場合はこちら", "パスワード：8文字以上16文字以内", "パスワードはbcrypt2でハッシュ化されます", "トークン数は1024です",
+    "비밀번호를 잊으셨나요?", "비밀번호는 8자 이상이어야 합니다", "암호화폐 비트코인 가격은 67000달러", "암호화 알고리즘 AES256GCM", "كلمة المرور يجب أن تكون 8 أحرف", "पासवर्ड कम से कम 8 अक्षर का हो",
+    "Hasło musi mieć 12 znaków", "hasło główne: nie podawaj nikomu", "Hasło to podstawa bezpieczeństwa.", "Şifrenizi mi unuttunuz?", "Şifre en az 8 karakter olmalıdır", "Lösenordet är för kort",
+    "Mật khẩu là bắt buộc", "La contraseña es obligatoria", "la contraseña es demasiado corta", "Das Passwort ist zu kort", "Das Passwort lautet anders", "le mot de passe est incorrect",
+    "A senha é obrigatória", "la parola è d'argento, il silenzio è d'oro", "La clave es practicar mucho", "la clave es usar Python3.11", "clé API manquante", "Schlüssel: Tür links", "κωδικός: λάθος",
+    "пароль = input('Введите пароль')", "密码 = get_password(user)", "パスワード: <パスワード>", "пароль: ${DB_PASSWORD}", "пароль: YOUR_PASSWORD_HERE", "if пароль == пароль2:",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ABOUT_PASSWORDS)
+def test_out_6_sentences_about_passwords_in_other_languages_stay(text: str) -> None:
+    assert redact(text, "strict") == text
+    assert reference_redactor.redact(text, "strict") == text
+    assert redact(text * 3, "strict") == reference_redactor.redact(text * 3, "strict")
+
+
+def test_own_secrets_are_found_behind_words_of_other_scripts() -> None:
+    """What is marked near a word changes nothing of how own secrets are looked for."""
+    for secret in ("密码是很长的秘密", "пароль-мой-секрет", "「это секрет」"):
+        for text in (f"密码：{secret}", f"это {secret} конец", f"パスワードは{secret}です"):
+            for step in (1, 2, 3, len(text)):
+                redactor = Redactor(own_secrets=[secret])
+                shown = "".join(redactor.feed(text[k : k + step]) for k in range(0, len(text), step)) + redactor.finish()
+                assert secret not in shown
+                assert redactor.counts["own_secret"] == 1
 
 
 def test_out_2_a_quote_that_its_line_does_not_close_ends_there_in_a_stream_too() -> None:
