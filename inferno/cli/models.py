@@ -105,6 +105,16 @@ def _row(model: Model) -> dict[str, Any]:
     }
 
 
+def _measured(settings: Settings, name: str) -> dict[str, Any]:
+    """What the last load with these settings measured and chose on this machine; {} before the first."""
+    from ..errors import ApiError
+    from .served import ServedModels
+
+    with contextlib.suppress(ApiError):  # a model that would not be loaded was not measured either
+        return ServedModels(settings).engine_settings(name).calibration
+    return {}
+
+
 def _file_size(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -138,11 +148,13 @@ def list_models(config: str | None, as_json: bool) -> None:
 @config_option
 @json_option
 def info(name: str, config: str | None, as_json: bool) -> None:
-    """Show what the file of a model says about itself (the file is verified for that)."""
+    """Show what the file of a model says about itself (it is verified for that), and what was measured with it here."""
+    from ..catalog import Catalog
     from ..engine.verification import verify_files
 
     with _refusals():
-        catalog = _catalog(config)
+        settings = settings_for_reading(config)
+        catalog = Catalog(settings.models)
         model = catalog.find(name)
         fds = model.open()
         try:
@@ -158,7 +170,7 @@ def info(name: str, config: str | None, as_json: bool) -> None:
         "vocab_size": facts.vocab_size, "tokenizer": facts.tokenizer_model, "special_tokens": facts.special_tokens,
         "chat_templates": sorted(facts.chat_templates), "tensors": facts.tensor_count,
         "tensor_types": facts.tensor_types, "policy": list(verdict.policy),
-        "public_prefixes": model.public_prefixes,
+        "public_prefixes": model.public_prefixes, "calibration": _measured(settings, name),
     }
     if as_json:
         click.echo(json.dumps(row))

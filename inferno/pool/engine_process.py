@@ -49,6 +49,8 @@ from .worker_process import WorkerProcess
 State = Literal["unloaded", "loading", "ready", "restarting", "refused"]
 MAX_LINES_PER_SECOND = 100  # of an engine's own log; more are counted, not shown
 MAX_CALIBRATION_ITEMS = 256
+# Refusals that say nothing of the file: a machine without breath gave no template child in time. Tried again.
+_PASSING_REASONS = frozenset({"template-unchecked"})
 _TEMPLATE = "template_"  # before the names of what is in force in the template child
 _log = logging.getLogger("inferno.pool")
 _engine_log = logging.getLogger("inferno.engine")
@@ -177,11 +179,15 @@ class EngineProcess:
             was_ready = self.state == "ready"
             if self._stop.is_set():
                 break
-            if self._refusal is not None:
-                self._refuse(self._refusal.reason, self._refusal.detail)
+            refusal = self._refusal
+            if refusal is not None and refusal.reason not in _PASSING_REASONS:
+                self._refuse(refusal.reason, refusal.detail)
                 return
             self._count_crash(status, was_ready)
             if self._failed_loads >= self._timing.max_failed_loads:
+                if refusal is not None:
+                    self._refuse(refusal.reason, refusal.detail)
+                    return
                 self._refuse(
                     "load-failed", f"the engine ended {self._failed_loads} times while it loaded the model"
                 )

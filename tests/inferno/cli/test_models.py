@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 
 from inferno.cli.model_files import group_shards
 from inferno.cli.models import models
+from inferno.cli.served import ServedModels
+from inferno.config import load
 from inferno.download import DownloadError, Reference, check_url, download
 from tests.conftest import DATA, shared
 
@@ -136,6 +138,18 @@ def test_info_shows_public_prefixes(corpus: Path, tmp_path: Path) -> None:
     file.write_text(f"[models.lamps]\npath = '{path}'\npublic_prefixes = ['You sell lamps.']\n")
     assert json.loads(run("info", "lamps", "--config", file, "--json").stdout)["public_prefixes"] == ["You sell lamps."]
     assert "You sell lamps." in run("info", "lamps", "--config", file).stdout
+
+
+def test_info_shows_what_was_measured(corpus: Path, tmp_path: Path) -> None:
+    path = corpus / "chat_template_rich.gguf"
+    file = tmp_path / "config.toml"
+    file.write_text(f"[models.lamps]\npath = '{path}'\n")
+    assert json.loads(run("info", "lamps", "--config", file, "--json").stdout)["calibration"] == {}
+    served = ServedModels(load(config=str(file), environ={}).settings)
+    served.loaded(served.engine_settings("lamps"), {"flash_attention": True, "quantum": 64, "threads": 3})
+    shown = json.loads(run("info", "lamps", "--config", file, "--json").stdout)["calibration"]
+    assert shown == {"flash_attention": True, "quantum": 64, "threads": 3}
+    assert "'threads': 3" in run("info", "lamps", "--config", file).stdout
 
 
 def test_add_refuses_and_names_the_waiver(corpus: Path, config: Path) -> None:

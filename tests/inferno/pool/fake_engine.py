@@ -1,8 +1,8 @@
 """An engine for supervisor tests: a real process that keeps the protocol; its model's name says how it behaves.
 
-good…: serves; refused…: refuses the file; crashing…: dies while loading; mute…: stops answering once it is ready;
-noisy…: prints a lot; stubborn…: ignores Drain; verified…: says that it verified its file, twice, with another digest
-each time; changing…: changes its file before it says so.
+good…: serves; refused…: refuses the file; breathless…: cannot check the file's template; crashing…: dies while loading;
+mute…: stops answering once it is ready; noisy…: prints a lot; stubborn…: ignores Drain; verified…: says that it verified
+its file, twice, with another digest each time; changing…: changes its file before it says so.
 """
 
 import os
@@ -50,6 +50,9 @@ def main() -> None:
     )
     if name.startswith("refused"):
         channel.send(ModelRefused(reason="bad-magic", detail="not a GGUF file", offset=0))
+        return
+    if name.startswith("breathless"):
+        channel.send(ModelRefused(reason="template-unchecked", detail="no answer in time"))
         return
     if name.startswith("crashing"):
         print("GGML_ASSERT failed", file=sys.stderr, flush=True)

@@ -282,6 +282,14 @@ async def test_a_refused_model_is_named_and_the_others_are_served(tmp_path: Path
         assert "model.refused" in server.audit.names()
 
 
+async def test_a_template_that_could_not_be_checked_now_is_checked_again(tmp_path: Path) -> None:
+    async with running(tmp_path, FakeModels("breathless")) as server:
+        await server.until(lambda: server.summaries)
+        engine = server.supervisor.engines["breathless"]
+        assert (engine.state, engine.generation) == ("refused", 5)
+        assert engine.detail == "template-unchecked: no answer in time"
+
+
 async def test_an_engine_that_always_dies_while_loading_is_given_up(tmp_path: Path) -> None:
     async with running(tmp_path, FakeModels("crashing")) as server:
         await server.until(lambda: server.summaries)
