@@ -3,9 +3,11 @@
 Measured: CPU time on one core, in process, the contestants taking turns in batches so that a busy neighbour is busy for
 all; median and the best batch. Texts: 10 kB of benign prose of three kinds (a story, documentation, code with comments)
 for the scanner; the story for the redactor. "request" is everything that guards and limits together do to one request
-with a 2 kB prompt: query, names, content, personal values, the redactor's making, source, principal, concurrency, token
+with a 2 kB prompt: headers, query, names, content, personal values, the redactor's making, source, principal, concurrency, token
 reservation and their settlement. "token" is one streamed token through the output guard with the reservation's note.
-The redactor's share of decode time is its time per token at --tokens-per-second, all 16 streams together.
+The redactor's share of decode time is its time per token at --tokens-per-second, all 16 streams together; with --live that
+rate is not assumed but measured: a server with the demo model streams to 16 clients at once, and what they got is fed to
+a redactor piece by piece.
 
 Not measured: HTTP, the audit writer, text outside ASCII, what a match costs. Hyperscan and re get the same patterns, each
 as one database or one list, and no distances between stages: less work than ours. Hyperscan is optional: pip install
@@ -23,9 +25,11 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -56,6 +60,14 @@ TEXTS = {
     "code": inspect.getsource(textwrap)[:10_000],
 }  # fmt: skip
 STREAMS = 16
+LIVE_TOKENS = 160
+HEADERS = [  # of the official client
+    (b"host", b"127.0.0.1:8080"), (b"accept-encoding", b"gzip, deflate"), (b"connection", b"keep-alive"), (b"accept", b"application/json"),
+    (b"content-type", b"application/json"), (b"user-agent", b"OpenAI/Python 2.9.0"), (b"x-stainless-lang", b"python"),
+    (b"x-stainless-package-version", b"2.9.0"), (b"x-stainless-os", b"Linux"), (b"x-stainless-arch", b"x64"),
+    (b"x-stainless-runtime", b"CPython"), (b"x-stainless-runtime-version", b"3.11.7"), (b"authorization", b"Bearer inf_x"),
+    (b"x-stainless-async", b"false"), (b"x-stainless-retry-count", b"0"), (b"x-stainless-read-timeout", b"600"), (b"content-length", b"2100"),
+]  # fmt: skip
 
 
 def timed(contestants: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, float]:
@@ -106,6 +118,7 @@ def request_cost(rounds: int) -> tuple[float, float]:
         for _ in range(count):
             await limiter.check_source("192.0.2.1")
             await limiter.check_requests(account)
+            guards.headers(context, HEADERS)
             guards.query(context, b"")
             guards.identifiers(context, [("model", "smollm2-135m-instruct")])
             guards.content(context, principal, [("messages[0].content", prompt)])
@@ -149,10 +162,50 @@ def tokens_held() -> tuple[float, float]:
     return held / sum(map(len, tokens)), seconds
 
 
+def live() -> tuple[float, float]:
+    """Tokens a second of 16 streams of a server, all together, and CPU seconds of a redactor for one of their pieces."""
+    from tests.end_to_end.harness import GENEROUS, running
+
+    config = GENEROUS.replace("slots = 8", f"slots = {STREAMS}")
+    pieces: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), config=config) as server:
+        key = str(server.create_key()["key"])
+
+        def stream(number: int) -> tuple[float, float, int]:
+            body = {"model": "demo", "prompt": f"Story number {number}:", "max_tokens": LIVE_TOKENS, "ignore_eos": True,
+                    "stream": True, "seed": number}  # fmt: skip
+            first = last = 0.0
+            count = 0
+            with (
+                server.http(headers={"X-API-Key": key}, timeout=120) as client,
+                client.stream("POST", "/v1/completions", json=body) as answer,
+            ):
+                for line in answer.iter_lines():
+                    if line.startswith("data: {"):
+                        text = json.loads(line[6:])["choices"][0]["text"]
+                        if text:
+                            last = time.perf_counter()
+                            first = first or last
+                            count += 1
+                            pieces.append(text)
+            return first, last, count
+
+        with ThreadPoolExecutor(STREAMS) as pool:
+            list(pool.map(stream, range(STREAMS)))  # warm
+            pieces.clear()
+            ends = list(pool.map(stream, range(STREAMS)))
+    seconds = max(last for _, last, _ in ends) - min(first for first, _, _ in ends)
+    redactor, start = Redactor(), time.process_time()
+    for piece in pieces:
+        redactor.feed(piece)
+    return STREAMS * LIVE_TOKENS / seconds, (time.process_time() - start) / len(pieces)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--tokens-per-second", type=float, default=2000, help="of all 16 streams together")
+    arguments.add_argument("--live", action="store_true", help="measure that rate on a server with the demo model")
     options = arguments.parse_args()
     rules = load_rules()
     patterns, _ = stages_of(rules.scanned)
@@ -186,6 +239,13 @@ def main() -> None:
         "redact_share_of_decode_percent": round(100 * redact_token * options.tokens_per_second, 3),
         "tokens_held": round(held, 2),
     }
+    if options.live:
+        rate, piece = live()
+        result |= {
+            "live_tokens_per_s": round(rate, 1),
+            "live_redact_piece_us": round(piece * 1e6, 3),
+            "live_redact_share_of_decode_percent": round(100 * piece * rate, 4),
+        }
     for name, value in result.items():
         print(f"{name:34} {value}")
     print(json.dumps(result))
