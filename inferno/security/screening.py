@@ -261,10 +261,14 @@ class Screener:
         hidden: set[int] = set()
         if features & textclean.FEATURE_WIDE:
             full = textclean.fold(stripped, True)
+            mixed = textclean.mixed_words(stripped)
             if full != light:
                 hidden = self._scan(full) - plain_hits
+                if not mixed:
+                    # Plain words of another script may look like one word of ours by chance: "povece" holds "obey".
+                    hidden = {k for k in hidden if not self.rules.scanned[k].hidden_only}
             disguise = self.rules.detectors.get("disguise")
-            if disguise is not None and (hidden or textclean.mixed_words(stripped) >= 2):
+            if disguise is not None and (hidden or mixed >= 2):
                 action = self._structural(disguise)
                 plain = textclean.undisguise(shown) if action == "strip" else shown
                 if action != "off" and (plain != shown or action != "strip"):

@@ -401,3 +401,17 @@ def test_inp_9_asking_for_the_system_prompt_is_reported_in_many_languages(text: 
 @pytest.mark.parametrize("text", ORDINARY_WISHES)
 def test_inp_9_ordinary_wishes_in_many_languages_are_not_reported(text: str) -> None:
     assert Screener().content([text]).findings == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Уверете се, че има не повече от %(max)s цифри общо.",
+        "Не повече от 3 цифри. Администратор.",
+        "Το μήνυμα δεν είναι έγκυρο.",
+        "Проверьте, что поле не пустое, и повторите.",
+    ],
+)
+def test_inp_5_words_of_one_script_are_no_disguise_though_they_look_like_ours(text: str) -> None:
+    verdict = Screener().content([text])
+    assert (verdict.action, verdict.texts) == ("allow", (text,))
