@@ -14,8 +14,8 @@ from .redact_pem cimport pem_at
 from .redact_tokens cimport hook_at, keyed_at, token_at
 from .redact_words cimport HEADS
 from .shadow cimport (HIT, K_AWS_SECRET, K_BASIC, K_BEARER, K_GENERIC, K_JWT, K_URL, MARK_IS, MARK_OPENING, MAX_RUN, MORE,
-                      SWALLOW_NONE, SWALLOW_RUN, Verdict, View, is_alnum, is_alpha, is_base64, is_digit, is_space, is_url64, is_word,
-                      literal_at, lower, mark_at, set_hit, set_more, set_no)
+                      SWALLOW_NONE, SWALLOW_RUN, Verdict, View, is_alnum, is_alpha, is_base64, is_digit, is_local, is_space, is_url64,
+                      is_word, literal_at, lower, mark_at, set_hit, set_more, set_no)
 
 cdef enum:
     MAX_VALUE = 256     # of an assigned value
@@ -269,6 +269,9 @@ cdef void value_at(View *w, Py_ssize_t id_start, Py_ssize_t start, Py_ssize_t na
     if i + 8 >= w.n and not w.final:
         # Too little to tell a colon from "is", a newline from a value attribute.
         if i >= w.n or not (w.s[i] == 58 or w.s[i] == 61):
+            # What stands there may yet be the local part of an address.
+            while i > start and is_local(w.s[i - 1]):
+                i -= 1
             set_more(v, i)
             return
     if i >= w.n:

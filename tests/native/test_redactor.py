@@ -164,6 +164,17 @@ def test_out_6_sentences_about_passwords_in_other_languages_stay(text: str) -> N
     assert redact(text * 3, "strict") == reference_redactor.redact(text * 3, "strict")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["clé apinore_@smtp.contoso.com:587", "password_key@smtp.contoso.com", "hasło_k@corp-mail.org", "x CLÉ APIbA.B@Margiestravel.com pwd=hY7wB16ltkZX"],
+)  # fmt: skip
+def test_out_2_an_address_that_begins_as_a_name_is_held_back_as_a_whole(text: str) -> None:
+    whole = redact(text)
+    assert "[REDACTED:email]" in whole
+    for step in range(1, len(text)):
+        assert streamed(text, [step]) == streamed(text, list(range(step, len(text), step))) == whole
+
+
 def test_own_secrets_are_found_behind_words_of_other_scripts() -> None:
     """What is marked near a word changes nothing of how own secrets are looked for."""
     for secret in ("密码是很长的秘密", "пароль-мой-секрет", "「это секрет」"):
