@@ -343,7 +343,7 @@ cdef void value_at(View *w, Py_ssize_t id_start, Py_ssize_t start, Py_ssize_t na
     elif how == WORD_IS or (how == WORD_BARE and i == k and not closed and is_alnum(w.s[i])):
         joined = True
         loose = True
-    elif how == WORD_LATIN and (literal_at(w, i, b"to ", 3, True) == 1 or literal_at(w, i, b"\x80r ", 3, False) == 1
+    elif how == WORD_LATIN and (literal_at(w, i, b"to ", 3, True) == 1 or literal_at(w, i, b"\x80r ", 3, True) == 1
                                 or literal_at(w, i, b"l\x80 ", 3, True) == 1 or literal_at(w, i, b"er ", 3, True) == 1):
         joined = True
         loose = True
