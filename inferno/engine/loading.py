@@ -140,7 +140,7 @@ def load(
         raise Refused("no-memory", str(error)) from None
     except (llama.LlamaError, ValueError, MemoryError) as error:
         raise Refused("load-failed", str(error) or "out of memory") from None
-    costs = CostModel(settings.target_itl_ms / 1000, chosen.chunk_seconds)
+    costs = CostModel(settings.target_itl_ms / 1000, chosen.chunk_seconds, chosen.quantum)
     prompts = PromptBuilder(batcher.vocab, template)
     info = _describe(settings, library, model, facts, verdict.sha256, plan, chosen, force, source, created,
                      is_exact=batcher.is_exact_in_company)  # fmt: skip

@@ -40,7 +40,7 @@ class PrefixStore:
     def __init__(self, max_bytes: int, quantum: int, *, only_whole: bool = False) -> None:
         self._max_bytes = max_bytes
         self._quantum = quantum
-        self._only_whole = only_whole
+        self.only_whole = only_whole
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by id, least recently used first
         self._by_key: dict[tuple[Partition, bytes], _Entry] = {}
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ class PrefixStore:
                     entry = self._by_key.get((place, keys[count - 1]))
                     if (
                         entry is not None
-                        and (not self._only_whole or len(entry.tokens) == length)
+                        and (not self.only_whole or len(entry.tokens) == length)
                         and entry.tokens[:length] == tokens[:length]
                     ):
                         self._entries.move_to_end(id(entry))
@@ -85,7 +85,7 @@ class PrefixStore:
         keys = self._keys(tokens, len(tokens))
         entry = _Entry(partition, tokens, state, keys, size)
         with self._lock:
-            if not self._only_whole:
+            if not self.only_whole:
                 for key in keys:  # an entry that this one contains is not needed any more
                     old = self._by_key.get((partition, key))
                     if old is not None and old.keys[-1] == key:
@@ -98,7 +98,7 @@ class PrefixStore:
                 return False
             self._entries[id(entry)] = entry
             self.size_bytes += size
-            for key in keys if not self._only_whole else keys[-1:]:
+            for key in keys if not self.only_whole else keys[-1:]:
                 self._by_key[(partition, key)] = entry
         return True
 

@@ -52,3 +52,6 @@ class Choice:
     prefilled_at: float = 0.0
     is_over: bool = False
     looked_up: bool = False  # the prefix store was asked
+    follows: tuple[Choice, int] | None = None  # a prompt on its way, and how many of its first tokens are this one's too
+    keep_at: set[int] = field(default_factory=set)  # boundaries that prompts behind this one wait for
+    kept: int = 0  # tokens of the last state that went to the prefix store

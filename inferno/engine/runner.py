@@ -160,14 +160,13 @@ class Runner:
                 if output is not None:
                     self._emit(self._running[id(sequence)], output)
             self._send_events()
-            self._costs.decoded(time.perf_counter() - begin, (len(self._running) - len(outputs)) / len(outputs))
+            streams = sum(choice.sequence.state == SequenceState.DECODING for choice in self._running.values())
+            self._costs.decoded(time.perf_counter() - begin, max(streams, 1), len(self._running) - streams)
             self._last_progress = self._clock()
         else:
             self._costs.idle()
         chunks = 0
-        while (choice := self.prefill.next(self._running.values())) is not None:
-            if outputs and not self._costs.may_prefill(choice.sequence.num_evaluated, chunks):
-                break
+        while (choice := self._next_prefill(chunks, beside_decode=bool(outputs))) is not None:
             self._prefill(choice)
             chunks += 1
             self._last_progress = self._clock()
@@ -175,8 +174,19 @@ class Runner:
                 break  # something may decode or have come
         self._send_events()
 
+    def _next_prefill(self, chunks: int, *, beside_decode: bool) -> Choice | None:
+        """The prompt whose next chunk may run now, its stored prefix restored."""
+        for choice in self.prefill.candidates(self._running.values()):
+            self.prefill.begin(choice)
+            sequence = choice.sequence
+            if not beside_decode or self._costs.may_prefill(
+                sequence.num_evaluated, sequence.num_remaining, chunks
+            ):
+                return choice
+        return None
+
     def _prefill(self, choice: Choice) -> None:
-        self.prefill.begin(choice)
+        self.prefill.count_turn()
         sequence = choice.sequence
         start = sequence.num_evaluated
         begin = time.perf_counter()
@@ -247,6 +257,7 @@ class Runner:
                 self._fail_running(choice.request, "invalid_value", str(error))
                 continue
             choice.admitted_at = self._clock()
+            self.prefill.follow(choice, self._running.values())
             self._running[id(choice.sequence)] = choice
 
     def _expire(self) -> None:

@@ -164,3 +164,61 @@ def test_a_stuck_step_loop_is_noticed(model: llama.Model) -> None:
     runner.turn()
     now[0] = 700.0
     assert runner.stuck_seconds() >= 190
+
+
+def begin_with(runner: Runner, recorder: Recorder, number: int, tokens: list[int], principal: bytes) -> None:
+    runner.intake.on_message(
+        recorder, Prepare(request=number, principal=principal, prompt=TokenPrompt(tokens=tokens))
+    )  # type: ignore[arg-type]
+    until(lambda: recorder.of(Prepared, number))
+    before = len(runner._inbox)
+    runner.intake.on_message(
+        recorder, Start(request=number, sampling=Sampling(temperature=0.0), max_tokens=4, ignore_eos=True)
+    )  # type: ignore[arg-type]
+    until(lambda: len(runner._inbox) > before)
+
+
+@pytest.mark.parametrize("second", [ALICE, BOB], ids=["one principal", "two principals"])
+def test_prompts_that_come_together_compute_their_common_beginning_once(runner: Runner, second: bytes) -> None:
+    recorder = Recorder()
+    common = [(3000 + 11 * i) % 40000 for i in range(200)]  # three whole chunks of it
+    begin_with(runner, recorder, 1, common + [5000] * 100, ALICE)
+    begin_with(runner, recorder, 2, common + [6000] * 80, second)
+    while runner.stats().running or runner._inbox:
+        runner.turn()
+    usages = {number: recorder.events(number)[-1].usage for number in (1, 2)}
+    assert sorted(usage.cached_tokens for usage in usages.values()) == ([0, 192] if second == ALICE else [0, 0])
+    assert runner.batcher.num_prefilled == 300 + 280 - (192 if second == ALICE else 0)
+
+
+def test_a_prompt_does_not_wait_for_one_that_left(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    common = [(3000 + 11 * i) % 40000 for i in range(200)]
+    begin_with(runner, recorder, 1, common + [5000] * 100, ALICE)
+    begin_with(runner, recorder, 2, common + [6000] * 100, ALICE)
+
+    def leave() -> None:  # while the first chunk runs
+        monkeypatch.undo()
+        runner.intake.on_message(recorder, Cancel(request=1))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner.prefill, "count_turn", leave)
+    runner.turn()
+    assert runner.batcher.num_prefilled == 64
+    while runner.stats().running or runner._inbox:
+        runner.turn()
+    assert recorder.events(2)[-1].usage.completion_tokens == 4
+    assert recorder.events(1) == []
+
+
+def test_a_common_beginning_changes_no_answer(runner: Runner) -> None:
+    common = [(3000 + 11 * i) % 40000 for i in range(200)]
+    texts = []
+    for numbers in ((1,), (1, 2)):
+        recorder = Recorder()
+        runner.clear_prefixes(None)
+        for number in numbers:
+            begin_with(runner, recorder, number, common + [4000 + number] * 60, ALICE)
+        while runner.stats().running or runner._inbox:
+            runner.turn()
+        texts.append([event.text for event in recorder.events(1)])
+    assert texts[0] == texts[1]
