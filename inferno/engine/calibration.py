@@ -20,7 +20,7 @@ from inferno_native.chain import Sampler
 from ..messages import EngineSettings
 from .memory import Plan
 
-VERSION = 3
+VERSION = 4
 QUANTUM = 64
 _CHUNKS = 3  # of the prompt behind which a decode step is measured
 _TAIL = 2  # tokens after the last boundary: the least that a prefill may hold
@@ -125,10 +125,11 @@ def _measure(
         batcher.admit(sequence)
         if slot:  # the same cache in every slot costs a copy, not another prefill
             batcher.restore(sequence, state, _CHUNKS * quantum)
-        while sequence.num_remaining > _TAIL:
+        while (start := sequence.num_evaluated) < _CHUNKS * quantum:
             begin = time.perf_counter()
             batcher.prefill(sequence)
-            chunks.append(time.perf_counter() - begin)
+            if sequence.num_evaluated - start == quantum:
+                chunks.append(time.perf_counter() - begin)
             _check(deadline)
         if not slot:
             state = batcher.snapshot(sequence)

@@ -37,6 +37,7 @@ from .templates import RENDER_LIMITS, TemplateProcess, TemplateUnavailable
 from .verification import open_verified
 
 SAMPLER_VERSION = 2  # a change of it may change sampled bytes
+CHUNKS_VERSION = 2  # likewise: where prefill chunks begin and end
 _log = logging.getLogger("inferno.engine")
 _DIGEST_PIECES, _DIGEST_PIECE_BYTES = 64, 64 << 10
 MAX_DESCRIPTORS = 1024  # of a locked engine: front workers and their like
@@ -291,7 +292,7 @@ def _describe(
     identity = "|".join([
         sha256 or _sampled_digest(source), library.version, library.package_version, backend,
         library.system_info(), str(chosen.flash_attention), kv_type, layout, str(chosen.quantum), str(chosen.threads),
-        str(SAMPLER_VERSION),
+        str(SAMPLER_VERSION), str(CHUNKS_VERSION),
     ])  # fmt: skip
     fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16] + ("" if exact else "-approx")
     return ModelInfo(

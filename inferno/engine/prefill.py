@@ -64,7 +64,7 @@ class Prefill:
             if (other.request.principal, other.request.cache_salt) != (request.principal, request.cache_salt):
                 continue
             most = min(limit, last_boundary(other.sequence.num_prompt, quantum))
-            shared = _shared_prefix(request.tokens, other.request.tokens, most, quantum)
+            shared = _shared_prefix(request.tokens, other.request.tokens, self.store.boundaries(most))
             if self.store.only_whole and other.sequence.num_evaluated >= shared:
                 continue  # it is past the place, and its memory can't be cut there any more
             if shared and (choice.follows is None or shared > choice.follows[1]):
@@ -106,7 +106,7 @@ class Prefill:
         """Compute the operator's public prefixes and store them. Before `run`. Returns how many are stored."""
         kept = 0
         for tokens in texts:
-            boundary = len(tokens) // self._batcher.quantum * self._batcher.quantum
+            boundary = max(self.store.boundaries(len(tokens)), default=0)
             if not boundary or boundary + 2 > self._batcher.context_size:
                 continue
             padded = array("i", [*tokens[:boundary], tokens[0], tokens[0]])
@@ -150,9 +150,11 @@ class Prefill:
             self.store.miss_tokens += sequence.num_prompt - (sequence.num_cached if restored else 0)
 
 
-def _shared_prefix(one: array[int], other: array[int], limit: int, quantum: int) -> int:
-    """Return how many first tokens two prompts have in common, in whole chunks, at most `limit`."""
+def _shared_prefix(one: array[int], other: array[int], boundaries: list[int]) -> int:
+    """Return the last of the boundaries up to which two prompts are the same, or 0."""
     shared = 0
-    while shared < limit and one[shared : shared + quantum] == other[shared : shared + quantum]:
-        shared += quantum
+    for boundary in boundaries:
+        if one[shared:boundary] != other[shared:boundary]:
+            break
+        shared = boundary
     return shared

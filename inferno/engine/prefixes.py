@@ -5,20 +5,23 @@ An entry is the state of a sequence at a chunk boundary, made by prefill alone, 
 tag and its cache salt, or the operator's public one; nothing else crosses principals. Bounded in bytes, least recently
 used first; the public ones were computed at load and stay. Where the memory can be cut (plain attention) any boundary inside of an entry serves; otherwise only its end.
 
-Knows nothing of llama.cpp: states are opaque bytes. Step loop thread; `clear` and the gauges from any.
+Of entries that begin alike, the smallest serves what they share: less to copy. Knows nothing of llama.cpp: states are opaque bytes. Step loop thread; `clear` and the gauges from any.
 """
 
 from __future__ import annotations
 
 import threading
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import xxhash
+from inferno_native.batching import next_boundary
 
 Partition = tuple[bytes, bytes]  # principal tag, cache salt
+_MUCH_SMALLER = 4  # times: such an entry stays beside the one that contains it
 PUBLIC: Partition = (b"", b"public")
 
 
@@ -40,6 +43,7 @@ class PrefixStore:
     def __init__(self, max_bytes: int, quantum: int, *, only_whole: bool = False) -> None:
         self._max_bytes = max_bytes
         self._quantum = quantum
+        self._boundaries = [next_boundary(0, quantum)]
         self.only_whole = only_whole
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by id, least recently used first
         self._by_key: dict[tuple[Partition, bytes], _Entry] = {}
@@ -56,14 +60,21 @@ class PrefixStore:
     def is_on(self) -> bool:
         return self._max_bytes > 0
 
+    def boundaries(self, limit: int) -> list[int]:
+        """Return the chunk boundaries up to `limit`, ascending, without 0."""
+        known = self._boundaries
+        while known[-1] <= limit:
+            known.append(next_boundary(known[-1], self._quantum))
+        return known[: bisect_right(known, limit)]
+
     def find(self, partition: Partition, tokens: array[int], limit: int) -> Hit | None:
         """Return the longest stored prefix of `tokens` with at most `limit` of them, or None."""
-        if not self.is_on or limit < self._quantum:
+        if not self.is_on or limit < self._boundaries[0]:
             return None
         keys = self._keys(tokens, limit)
         with self._lock:
             for count in range(len(keys), 0, -1):
-                length = count * self._quantum
+                length = self._boundaries[count - 1]
                 for place in (partition, PUBLIC):
                     entry = self._by_key.get((place, keys[count - 1]))
                     if (
@@ -76,9 +87,9 @@ class PrefixStore:
         return None
 
     def add(self, partition: Partition, tokens: array[int], state: bytes) -> bool:
-        """Store a state that holds exactly `tokens`, whose number is a multiple of the quantum."""
-        if not tokens or len(tokens) % self._quantum:
-            raise ValueError(f"{len(tokens)} tokens are no multiple of the quantum {self._quantum}")
+        """Store a state that holds exactly `tokens`, whose number is a chunk boundary."""
+        if len(tokens) not in self.boundaries(len(tokens)):
+            raise ValueError(f"{len(tokens)} tokens do not end at a chunk boundary")
         size = len(state) + len(tokens) * tokens.itemsize + 512
         if size > self._max_bytes:
             return False
@@ -88,7 +99,7 @@ class PrefixStore:
             if not self.only_whole:
                 for key in keys:  # an entry that this one contains is not needed any more
                     old = self._by_key.get((partition, key))
-                    if old is not None and old.keys[-1] == key:
+                    if old is not None and old.keys[-1] == key and old.size_bytes * _MUCH_SMALLER > size:
                         self._drop(old)
             else:
                 old = self._by_key.get((partition, keys[-1]))
@@ -99,7 +110,9 @@ class PrefixStore:
             self._entries[id(entry)] = entry
             self.size_bytes += size
             for key in keys if not self.only_whole else keys[-1:]:
-                self._by_key[(partition, key)] = entry
+                known = self._by_key.get((partition, key))
+                if known is None or known.size_bytes > size:
+                    self._by_key[(partition, key)] = entry
         return True
 
     def clear(self, principal: bytes | None = None) -> int:
@@ -142,7 +155,9 @@ class PrefixStore:
         running = xxhash.xxh3_128()
         found = []
         with memoryview(tokens) as view:
-            for end in range(self._quantum, min(limit, len(tokens)) + 1, self._quantum):
-                running.update(view[end - self._quantum : end])
+            start = 0
+            for end in self.boundaries(min(limit, len(tokens))):
+                running.update(view[start:end])
                 found.append(running.digest())
+                start = end
         return found

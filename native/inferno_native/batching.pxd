@@ -44,7 +44,7 @@ cdef class Batcher:
     cdef int32_t _n_vocab
     cdef readonly int32_t num_slots
     cdef readonly int32_t context_size  # tokens per slot
-    cdef readonly int32_t quantum  # prefill chunks start at its multiples
+    cdef readonly int32_t quantum  # tokens of a prefill chunk, but the first ones; see next_boundary
     cdef readonly bint exact_restore_only  # recurrent or sliding-window memory: no cutting at the end
     cdef readonly bint ghost_row  # a lone decode row is accompanied, see _step_slots()
     cdef readonly bint is_exact_in_company  # this memory and attention give the same bits whoever else is running

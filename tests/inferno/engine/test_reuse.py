@@ -65,13 +65,14 @@ def test_a_conversation_that_returns_after_32_others_on_8_slots(worker: Worker) 
 
 
 def test_a_shared_system_prompt_within_one_principal_only(worker: Worker) -> None:
-    system = SYSTEM.replace("paper", "glass")
+    system = "Glass. " + SYSTEM
     around = len("<system\n") + len(">\n<user\n")  # the markers are one token each
     whole = (len(system) + around) // QUANTUM * QUANTUM
     options = {"max_tokens": 4, "ignore_eos": True}
     assert cached(worker.run(chat(system, letters(2, 200)), **options)) < QUANTUM
     assert cached(worker.run(chat(system, letters(3, 200)), **options)) == whole
-    assert cached(worker.run(chat(system, letters(3, 200)), principal=BOB, **options)) == 0
+    begins_alike = 8  # what the template puts before any system message, from Bob's other conversations
+    assert cached(worker.run(chat(system, letters(3, 200)), principal=BOB, **options)) == begins_alike
     assert cached(worker.run(chat(system, letters(4, 200)), cache_salt=b"apart", **options)) == 0
     assert cached(worker.run(chat(system, letters(5, 200)), cache_salt=b"apart", **options)) == whole
     many = worker.run(chat(system, letters(6, 200)), num_choices=3, sampling=Sampling(temperature=1.0), seed=1, **options)

@@ -203,7 +203,7 @@ def test_a_prompt_does_not_wait_for_one_that_left(runner: Runner, monkeypatch: p
 
     monkeypatch.setattr(runner.prefill, "count_turn", leave)
     runner.turn()
-    assert runner.batcher.num_prefilled == 64
+    assert runner.batcher.num_prefilled == 8
     while runner.stats().running or runner._inbox:
         runner.turn()
     assert recorder.events(2)[-1].usage.completion_tokens == 4
