@@ -6,12 +6,15 @@ here, after exec, spares the supervisor a hook between fork and exec. Runs in wo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import runpy
 import signal
 import sys
+import termios
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,9 +27,20 @@ def die_with(parent: int) -> None:
         raise SystemExit(0)
 
 
+def leave_terminal() -> None:
+    """Give up the terminal that the supervisor may have: nothing here may read from it or type into it."""
+    with contextlib.suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        finally:
+            os.close(terminal)
+
+
 def main() -> None:
     parent, module = int(sys.argv[1]), sys.argv[2]
     die_with(parent)
+    leave_terminal()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     sys.argv = sys.argv[2:]
     if module.endswith(".py"):

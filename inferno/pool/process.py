@@ -1,6 +1,6 @@
 """One child process of the supervisor: started with a clean environment and one socket, watched, ended.
 
-Owns the spawn (own session, descriptors closed but the one, environment from an allow-list), the framed channel, the
+Owns the spawn (own process group, descriptors closed but the one, environment from an allow-list), the framed channel, the
 ping and the kill of the whole process group. Does not know what the child does nor whether it is to be replaced.
 """
 
@@ -174,7 +174,8 @@ async def spawn(
             stderr=None if on_line is None else asyncio.subprocess.STDOUT,
             env=dict(environment),
             pass_fds=(theirs.fileno(),),
-            start_new_session=True,
+            process_group=0,  # not a session: Linux gives each its own share of the CPU, and the priorities of threads
+            # (password hashing runs after all else) would count among the threads of one process only
         )  # fmt: skip
     except BaseException:
         ours.close()

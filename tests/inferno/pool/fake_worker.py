@@ -64,7 +64,7 @@ def main() -> None:
         listens=socket.socket(fileno=os.dup(descriptors[0])).getsockname()[1],
         contents=[os.pread(number, 64, 0) for number in descriptors[len(settings.listeners) :]],
         environ=sorted(os.environ),
-        own_session=os.getsid(0) == os.getpid(),
+        own_group=os.getpgrp() == os.getpid(),
         open_files=sorted(int(name) for name in os.listdir("/proc/self/fd")),
     )
     while (received := channel.receive()) is not None:

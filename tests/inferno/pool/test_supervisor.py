@@ -205,7 +205,7 @@ async def test_start_gives_each_worker_everything_and_connects_it_to_each_engine
                     "TZ",
                     "LD_LIBRARY_PATH",
                 }
-                assert report["own_session"] is True
+                assert report["own_group"] is True
                 assert len(report["open_files"]) <= 8
             heard = {report["heard"] for report in server.of("engine_up")}
             assert heard == {f"engine good-{name} for worker {number}" for name in "ab" for number in (1, 2)}
