@@ -26,11 +26,14 @@ RUN /opt/inferno/bin/pip install --no-deps --no-build-isolation --no-compile . \
     && find /opt/inferno -name '*.pth' -delete \
     && find /opt/inferno -depth \( -name tests -o -name __pycache__ -o -name '*.pyx' -o -name '*.pxd' \) -exec rm -rf {} + \
     && rm -rf /opt/inferno/stamps /opt/inferno/lib/python3*/site-packages/llama_cpp/server \
-    && python3 -m compileall -q /opt/inferno/lib || true
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/inferno/lib
 
 FROM ${RUN_BASE}
+# Bytecode of all of Python: Debian's package compiles half of it, and nothing can be written once the root is read-only, so
+# that each process would compile asyncio, json and others anew.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-minimal libpython3-stdlib libgomp1 \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
 COPY --from=build /opt/inferno /opt/inferno
 COPY deploy/container-start.txt /opt/inferno/container-start.txt

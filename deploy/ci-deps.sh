@@ -3,6 +3,7 @@
 set -euo pipefail
 packages=(clang libclang-rt-14-dev) # fuzzing and sanitizers
 packages+=(prometheus)              # promtool, and panels over a live server
+packages+=(systemd)                 # systemd-analyze judges the unit; nothing of it runs
 packages+=(buildah podman runc debootstrap) # the image, built and run with the guide's flags
 missing=()
 for package in "${packages[@]}"; do

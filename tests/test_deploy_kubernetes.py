@@ -1,22 +1,29 @@
 """Kubernetes manifests and the Helm chart: valid by Kubernetes' own schemas, restricted, and configured so that the
 server accepts it. The chart is rendered by Helm's own engine (helm-python-sdk carries it)."""
 
+import json
+import shutil
+import subprocess
+
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
+from deploy.prometheus.copies import copies
 from inferno import config
-from tests.conftest import ROOT
+from tests.conftest import DATA, ROOT
 
 helm_python = pytest.importorskip("helm_python", reason="no wheel of helm-python-sdk for this machine")
 
 VERSIONS = ("1.30", "1.37")  # the oldest and the newest that we look at
 PLAIN = ROOT / "deploy" / "kubernetes"
 CHART = ROOT / "deploy" / "helm" / "inferno"
-CUSTOM = {"ServiceMonitor", "Kustomization"}  # kinds of others, without a schema in Kubernetes itself
+CUSTOM = json.loads((DATA / "custom_resources.json").read_text())  # kinds of the Prometheus operator, as far as used here
 FULL = {
     "networkPolicy": {"enabled": True},
     "serviceMonitor": {"enabled": True},
+    "prometheusRule": {"enabled": True, "labels": {"release": "monitoring"}},
     "persistence": {"storageClass": "fast"},
     "nodeSelector": {"disk": "ssd"},
     "tolerations": [{"key": "gpu", "operator": "Exists"}],
@@ -26,9 +33,9 @@ FULL = {
 
 def plain():
     listed = yaml.safe_load((PLAIN / "kustomization.yaml").read_text())["resources"]
-    optional = "servicemonitor.yaml"  # needs the Prometheus operator; the file says so
-    assert {*listed, optional, "kustomization.yaml"} == {path.name for path in PLAIN.glob("*.yaml")}
-    return [yaml.safe_load((PLAIN / name).read_text()) for name in (*listed, optional)]
+    optional = ("servicemonitor.yaml", "prometheusrule.yaml")  # need the Prometheus operator; the file says so
+    assert {*listed, *optional, "kustomization.yaml"} == {path.name for path in PLAIN.glob("*.yaml")}
+    return [yaml.safe_load((PLAIN / name).read_text()) for name in (*listed, *optional)]
 
 
 def rendered(values):
@@ -59,7 +66,9 @@ def one(documents, kind):
 def test_every_object_fits_kubernetes_own_schema(documents, version):
     checked = 0
     for document in documents:
-        if document["kind"] not in CUSTOM:
+        if document["kind"] in CUSTOM:
+            jsonschema.validate(document, CUSTOM[document["kind"]])
+        else:
             kubernetes_validate.validate(document, version, strict=True)
             checked += 1
     assert checked >= 4
@@ -120,6 +129,8 @@ def test_references_between_objects_hold(documents):
     for monitor in (document for document in documents if document["kind"] == "ServiceMonitor"):
         assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert {entry["port"] for entry in monitor["spec"]["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}
+        # InfernoDown asks for this job: whatever the release is called.
+        assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "inferno"
 
 
 def test_the_server_accepts_the_configuration_of_the_config_map(documents, tmp_path):
@@ -135,3 +146,29 @@ def test_the_chart_has_no_fault_that_helm_finds():
     found = helm_python.lint(str(CHART))
     assert found["errors"] == []
     assert [message for message in found["messages"] if message["severity"] > 1] == []  # 1: "icon is recommended"
+
+
+@pytest.mark.parametrize("where", ["kustomize", "helm with everything"])
+def test_the_alerts_are_those_of_the_prometheus_file(where, tmp_path):
+    """Word for word, templates of the annotations included; promtool reads them as they stand in the object."""
+    assert {path: path.read_text() for path in copies()} == copies()
+    rule = one(SETS[where](), "PrometheusRule")
+    wanted = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+    assert rule["spec"] == wanted
+    assert rule["metadata"]["labels"]["app.kubernetes.io/name"] == "inferno"
+    if where != "kustomize":
+        assert rule["metadata"]["labels"]["release"] == "monitoring"
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool: apt-get install prometheus")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yaml")], capture_output=True, text=True, check=False)
+    assert (done.returncode, "SUCCESS" in done.stdout) == (0, True), done.stderr
+
+
+def test_the_schemas_of_the_operator_s_kinds_refuse_what_is_wrong():
+    for kind, change in (("PrometheusRule", lambda spec: spec["groups"][0]["rules"][0].pop("expr")),
+                         ("ServiceMonitor", lambda spec: spec["endpoints"][0].update(prot="admin"))):  # fmt: skip
+        broken = one(plain(), kind)
+        change(broken["spec"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, CUSTOM[kind])

@@ -76,3 +76,40 @@ def test_panels_do_not_lie_over_each_other_and_have_ids_of_their_own():
         assert max(x for x, _ in own) < 24
         assert not own & cells, panel["title"]
         cells |= own
+
+
+def lost(before, after, place=""):
+    """Return what stands in `before` and not, or otherwise, in `after`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [gone for name, value in before.items() for gone in lost(value, after.get(name, ...), f"{place}/{name}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [gone for index, value in enumerate(before) for gone in lost(value, after[index], f"{place}/{index}")]
+    return [] if before == after else [place]
+
+
+def through_grafana_s_types(document):
+    """Read a dashboard with the classes that Grafana generates from its own schema, and write it again."""
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(document)))
+
+
+def test_grafana_s_own_schema_knows_every_field_of_the_dashboard():
+    """What its types do not know is gone from what they write: a misspelt or invented field shows."""
+    known_by_grafana_itself = ("/definition", "/allValue")  # of variables: written by its editor, not in its schema
+    gone = lost(DASHBOARD, through_grafana_s_types(DASHBOARD))
+    assert [place for place in gone if not place.endswith(known_by_grafana_itself)] == []
+    broken = json.loads(json.dumps(DASHBOARD))
+    broken["panels"][1]["gridpos"] = broken["panels"][1].pop("gridPos")
+    broken["templating"]["list"][1]["multy"] = True
+    assert {"/panels/1/gridpos", "/templating/list/1/multy"} <= set(lost(broken, through_grafana_s_types(broken)))
+
+
+def test_panels_are_of_kinds_and_sources_that_grafana_has():
+    import importlib.util
+
+    for panel in DASHBOARD["panels"]:
+        assert panel["type"] == "row" or importlib.util.find_spec(f"grafana_foundation_sdk.models.{panel['type']}"), panel["title"]
+        for target in panel.get("targets", ()):
+            assert (target.get("datasource") or panel["datasource"])["type"] == "prometheus"

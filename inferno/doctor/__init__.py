@@ -2,7 +2,8 @@
 
 `examine` gathers what can be seen (files, kernel, a running server through its control socket) and returns a list of
 checks; it changes nothing. Every check has an id that scripts rely on, the value in force, a verdict, and one line that
-fixes it. Works before the first start and beside a running server. Runs in the command only.
+fixes it. Works before the first start and beside a running server, whose own settings are judged then: flags and
+reloads count, not what the file says meanwhile. Runs in the command only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from .. import config as configuration
+from ..config import Settings
 from ..datadir import DataDir
 from ..errors import ConfigError, InfernoError
 from ..pool import control
@@ -41,12 +45,27 @@ def examine(config: str | None = None, environ: Mapping[str, str] | None = None)
         fault = Check("config", "Configuration is valid", "refused", "fail", str(error))
         return [fault, *machine.machine_checks(None), *machine.build_checks(None)]
     data = DataDir(loaded.settings.storage.data_dir)
-    return [check for group in _GROUPS for check in group(Situation(loaded, environ, data, _status(data)))]
+    status = _status(data)
+    running = None if status is None else _running_settings(data)
+    differs: tuple[str, ...] = ()
+    if running is not None:
+        differs = tuple(configuration.changed_keys(loaded.settings, running))
+        loaded = msgspec.structs.replace(loaded, settings=running)
+    situation = Situation(loaded, environ, data, status, differs)
+    return [check for group in _GROUPS for check in group(situation)]
 
 
 def is_live(config: str | None = None) -> bool:
     """Say whether the server of this configuration answers at its control socket (the container's health check)."""
     return _status(DataDir(configuration.load(config=config, is_open_allowed=True).settings.storage.data_dir)) is not None
+
+
+def _running_settings(data: DataDir) -> Settings | None:
+    """Return the settings that the running server has, which flags and reloads may have made other than the file's."""
+    try:
+        return configuration.decode(control.ask(data.control_socket, "config.effective", timeout_seconds=5.0))
+    except (InfernoError, OSError, msgspec.MsgspecError, TypeError):
+        return None
 
 
 def _status(data: DataDir) -> dict[str, Any] | None:

@@ -24,12 +24,13 @@ class Check(Struct, frozen=True):
 
 
 class Situation(NamedTuple):
-    """The configuration, the environment, the data directory, and the running server's status (None: none runs)."""
+    """What is judged. Beside a running server the settings of `loaded` are the server's own."""
 
     loaded: Loaded
     environ: Mapping[str, str]
     data: DataDir
-    status: dict[str, Any] | None
+    status: dict[str, Any] | None  # the running server's; None: none runs
+    differs: tuple[str, ...] = ()  # keys that the server has other than this command reads them
 
     @property
     def is_loopback(self) -> bool:

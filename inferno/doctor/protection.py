@@ -18,7 +18,10 @@ _SECRET_NAMES = ("INFERNO_JWT_SECRET", "INFERNO_JWT_SECRET_PREVIOUS", "INFERNO_A
 def configuration_checks(situation: Situation) -> Iterator[Check]:
     """CFG: authentication, keys, guards, modes of the files that matter."""
     loaded, security = situation.loaded, situation.loaded.settings.security
-    yield passed("config", "Configuration is valid", loaded.file or "defaults and environment only")
+    where = str(loaded.file or "defaults and environment only")
+    if situation.differs:
+        where += f"; the running server has its own {', '.join(situation.differs)}, judged here"
+    yield passed("config", "Configuration is valid", where)
     for name, title in (
         ("auth_enabled", "Every call needs a credential"),
         ("api_key_enabled", "API keys are accepted"),
@@ -33,8 +36,9 @@ def configuration_checks(situation: Situation) -> Iterator[Check]:
             yield Check(f"config.{name}", title, "off", verdict, f"set [security] {name} = true")  # type: ignore[arg-type]
     if loaded.not_built:
         yield Check("config.not_built", "Every control is built", ", ".join(loaded.not_built), "fail", "upgrade")
-    for warning in loaded.warnings:
-        yield Check("config.warning", "Configuration warning", warning, "warn", "see docs/configuration.md")
+    for number, warning in enumerate(loaded.warnings, 1):
+        id = "config.warning" if number == 1 else f"config.warning.{number}"
+        yield Check(id, "Configuration warning", warning, "warn", "see docs/configuration.md")
     yield from _environments(situation)
     yield from _modes(situation)
 

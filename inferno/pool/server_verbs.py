@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..config import encode
 from ..errors import ApiError, ConfigError
 from ..messages import ClearPrefixes
 from . import summary
@@ -33,6 +34,7 @@ def register(verbs: Verbs, server: Supervisor) -> None:
     verbs.register("cache.state", partial(_cache_state, server))
     verbs.register("cache.clear", partial(_clear_cache, server))
     verbs.register("config.change", partial(_change_config, server))
+    verbs.register("config.effective", partial(_effective_config, server), ("command",))
     verbs.register("reload", partial(_reload_verb, server))
     verbs.register("drain", partial(_drain_verb, server), ("command",))
 
@@ -129,6 +131,11 @@ async def _change_config(server: Supervisor, arguments: dict[str, Any], caller: 
         return {"changed": server.change(changes)}
     except ConfigError as error:
         raise ApiError("invalid_value", str(error)) from None
+
+
+async def _effective_config(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:
+    """The settings in force, as a command decodes them: flags, environment and reloads included."""
+    return encode(server.settings)
 
 
 async def _reload_verb(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:

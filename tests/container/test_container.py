@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -199,6 +200,43 @@ def test_box_4_a_chat_streams_from_inside_and_every_process_is_confined(containe
     assert "Read-only file system" in written.stderr
 
 
+def test_box_4_the_compose_file_starts_the_service(image, tmp_path):
+    """As it stands, by podman-compose; only the image's name and, in place of a published port, the host's loopback differ.
+    The secrets are made by the commands in the file's first lines."""
+    text = (ROOT / "deploy" / "compose.yaml").read_text()
+    folder = tmp_path / "deploy"
+    folder.mkdir()
+    (folder / "compose.yaml").write_text(text)
+    commands = [line[4:] for line in text.splitlines() if line.startswith(("#   mkdir", "#   openssl", "#   chmod"))]
+    assert len(commands) == 4
+    checked("bash", "-ec", "\n".join(commands).replace("sudo ", ""), cwd=tmp_path)
+    port, project = free_port(), f"inferno-compose-{os.getpid()}"
+    (folder / "here.yaml").write_text(
+        f"services:\n  inferno:\n    image: {image}\n    network_mode: host\n    ports: !reset []\n"
+        f"    environment: {{INFERNO_SERVER_HOST: 127.0.0.1, INFERNO_SERVER_PORT: '{port}'}}\n"
+        "    ulimits: {nofile: 4096, nproc: 4096}\n"
+    )
+    compose = [sys.executable, "-m", "podman_compose", "--podman-args", "--runtime runc --cgroup-manager cgroupfs",
+               "--podman-run-args", "--pull never", "-p", project, "-f", "compose.yaml", "-f", "here.yaml"]  # fmt: skip
+
+    def alive():
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        checked(*compose, "up", "-d", "--no-build", cwd=folder)
+        name = f"{project}_inferno_1"
+        assert eventually(alive, 120), call("podman", "logs", name).stderr
+        report = json.loads(checked(*PODMAN, "exec", name, "inferno", "doctor", "--json"))
+        found = {check["id"]: check["verdict"] for check in report["checks"]}
+        for id in ("checklist.jwt_secret", "checklist.dedicated_user", "sandbox.capabilities", "sandbox.root", "config.environment"):
+            assert found[id] == "pass", id
+    finally:
+        call(*compose, "down", "-v", cwd=folder)
+
+
 def test_the_image_holds_no_compiler_installer_or_startup_hook(image):
     code = (
         "import shutil, pathlib, sys; "
@@ -213,3 +251,14 @@ def test_the_image_holds_no_compiler_installer_or_startup_hook(image):
     assert config["Config"]["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     everything = json.dumps(config)
     assert not any(secret in everything for secret in (JWT_SECRET, ADMIN_PASSWORD))
+
+
+def test_every_module_that_a_process_loads_has_its_bytecode(image):
+    """The root is read-only: what is not compiled in the image is compiled at each start of each process."""
+    code = (
+        "import os, sys, inferno.cli.serve, inferno.server.worker, inferno.engine.main, inferno.engine.template_child; "
+        "print([name for name, module in list(sys.modules.items()) if (getattr(module, '__file__', None) or '').endswith('.py')"
+        " and not os.path.exists(getattr(module, '__cached__', None) or module.__file__)])"
+    )
+    done = checked(*PODMAN, "run", "--rm", *HERE, *GUIDE, "--entrypoint", "/opt/inferno/bin/python", image, "-c", code)
+    assert done.strip() == "[]"

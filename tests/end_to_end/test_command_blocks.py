@@ -128,7 +128,7 @@ def blocks_of(page):
 
 def test_every_block_is_run_or_listed_and_nothing_listed_is_gone():
     run_here = {"README.md", "docs/quickstart.md", "docs/security.md", "docs/models.md", "docs/guards.md", "docs/operations.md",
-                "docs/performance.md"}  # fmt: skip
+                "docs/performance.md", "docs/doctor.md"}  # fmt: skip
     unknown = [block.key for block in SHELL if block.page not in run_here and block.key not in NOT_RUN]
     assert not unknown, f"neither run nor listed: {unknown}"
     assert set(NOT_RUN) <= {block.key for block in SHELL}
@@ -161,6 +161,13 @@ def test_security_guide(shell):
     # The two values that its commands make are accepted by the server.
     done = shell.run(Block("", "bash", "mkdir -p x && touch x/config.toml && inferno doctor --config x/config.toml --json"))
     assert '"value": "set and strong"' in done
+
+
+def test_doctor(shell):
+    shell.run(Block("", "bash", "inferno init server\nexport INFERNO_CONFIG=server/config.toml\n"))
+    shown = "".join(shell.run(block) for block in blocks_of("docs/doctor.md"))
+    assert " 0 failures" in shown
+    assert '"ok": true' in shown
 
 
 def test_models(shell):

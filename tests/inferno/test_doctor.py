@@ -206,6 +206,8 @@ def test_net_7_an_operators_listener_off_loopback_is_a_warning(config):
 
 
 def test_every_check_fits_one_line_and_every_id_is_used_once(config):
+    config.write_text('[security]\nrate_limiting_enabled = false\naudit_logging_enabled = false\n')  # two warnings
     checks = doctor.examine(str(config), {})
+    assert "config.warning.2" in {check.id for check in checks}
     assert len({check.id for check in checks}) == len(checks)
     assert all("\n" not in check.value + check.fix + check.title for check in checks)
