@@ -7,7 +7,7 @@ BOOT := $(PYTHON) deploy/bootstrap.py
 # Slow-but-whole test run; PYTEST narrows it: make test PYTEST="tests/inferno -k config"
 PYTEST ?= tests
 
-.PHONY: serve test env lint unit sanitize fuzz-gguf fuzz-guards fuzz-tokens hostile exact ci-deps lock clean help llama-wheel
+.PHONY: serve test env lint unit soak sanitize fuzz-gguf fuzz-guards fuzz-tokens hostile exact ci-deps lock clean help llama-wheel
 
 help:
 	@echo "make serve     a running server on http://127.0.0.1:8080 with a real model and a demo key"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz-guards SECONDS=60 the scanner and the redactor against their twins (needs clang)"
 	@echo "make fuzz-tokens COUNT=1000000   mutated session tokens; none may be accepted"
 	@echo "make hostile   SECONDS=600   random hostile requests against a running server"
+	@echo "make soak      MINUTES=30   mixed load with kills: nothing may be lost, stuck or growing (build/soak)"
 	@echo "make exact     RUNS=100   parallel clients over 1 and 4 workers: exactly the allowed number passes"
 	@echo "make ci-deps   packages that only CI needs (root, apt)"
 	@echo "make lock      refresh deploy/requirements.lock"
@@ -59,6 +60,9 @@ hostile: env
 
 exact: env
 	INFERNO_TEST_EXACT_RUNS=$(or $(RUNS),100) $(PY) -m pytest -q tests/end_to_end/test_limits.py -k admitted_exactly
+
+soak: env
+	$(PY) -m tests.soak.soak $(or $(MINUTES),30)
 
 llama-wheel:
 	INFERNO_LLAMA_PORTABLE=1 $(BOOT) llama-wheel
