@@ -104,6 +104,10 @@ class WorkerProcess:
         try:
             await asyncio.wait_for(self._ready.wait(), self._timing.worker_start)
         except TimeoutError:
+            # A supervisor that was itself held up has the worker's word still before it: it blames nobody.
+            await asyncio.sleep(self._timing.ping_interval)
+            if self._ready.is_set():
+                return
             _log.error(
                 "worker %d: not ready within %.0f s; it is replaced", self.number, self._timing.worker_start
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
+from msgspec.structs import replace
 
 from inferno import config, features
 from inferno.datadir import DataDir, DataLock
@@ -108,7 +109,7 @@ class Running:
     """A supervisor in this test's loop, and what its workers reported."""
 
     def __init__(
-        self, folder: Path, models: FakeModels, is_open_allowed: bool = False, **values: Any
+        self, folder: Path, models: FakeModels, is_open_allowed: bool = False, timing: Timing = TIMING, **values: Any
     ) -> None:
         self.is_open_allowed = is_open_allowed
         self.reports: list[dict[str, Any]] = []
@@ -133,7 +134,7 @@ class Running:
             reload=self._load,
             announce=self.summaries.append,
             programs=PROGRAMS,
-            timing=TIMING,
+            timing=timing,
         )
         self.task: asyncio.Task[int] | None = None
 
@@ -269,6 +270,14 @@ async def test_a_stopped_engine_counts_as_silent(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGSTOP)
         await server.until(lambda: server.of("engine_up", generation=2))
         assert not alive(pid)
+
+
+async def test_a_supervisor_that_was_held_up_does_not_blame_a_worker_that_is_ready(tmp_path: Path) -> None:
+    timing = replace(TIMING, worker_start=0.0, ping_interval=10.0)
+    async with running(tmp_path, FakeModels("good"), timing=timing) as server:
+        await server.until(lambda: server.summaries)
+        await server.until(lambda: server.of("engine_up"))
+        assert len({report["pid"] for report in server.of("settings")}) == 1
 
 
 async def test_a_refused_model_is_named_and_the_others_are_served(tmp_path: Path) -> None:
