@@ -66,7 +66,8 @@ def test_a_prefix_changes_nothing_but_the_count(server: RunningServer, model: st
             again = pool.submit(ask, client, model, "Short.", FIRST).result()
             assert all(other.result() for other in others)
         assert shown(first) == shown(again) == shown(cold)
-        assert (cached(cold), cached(first)) == (0, 0)
+        # The public prefix begins with what the template puts before any system message; where a memory can be cut there.
+        assert (cached(cold), cached(first)) == (0, 8 if model == "plain" else 0)
         assert cached(again) == (cold["usage"]["prompt_tokens"] - 2) // 64 * 64 > 0
 
         turns = ("Short.", FIRST, cold["choices"][0]["message"]["content"], "And then? " * 12)
@@ -97,8 +98,9 @@ def test_a_public_prefix_serves_two_accounts_and_nothing_else_does(server: Runni
         assert cached(other) == public < cached(again)
         assert shown(cold) == shown(first) == shown(again) == shown(other)
         private = PUBLIC.replace("paper", "glass")
-        assert cached(ask(hers, model, private, FIRST)) == 0
-        assert cached(ask(his, model, private, FIRST)) == 0
+        alike = 32 if model == "plain" else 0  # of the 47 tokens that it has in common with the public one
+        assert cached(ask(hers, model, private, FIRST)) == alike
+        assert cached(ask(his, model, private, FIRST)) == alike
 
 
 def test_a_fingerprint_that_promises_nothing_says_so(server: RunningServer) -> None:
