@@ -5,8 +5,9 @@ the target leaves, or at least half of the target, and more when more prompts wa
 not hold up many prompts, which costs everybody throughput. So a stream keeps its target on average. What is earned and
 not used is saved, up to BURST targets: a short prompt may then run at once, in one pause, where a long one gets a chunk
 after each step, so that the streams beside it never wait for more than one. While half as many prompts wait as streams
-run, short ones run until the burst is used up in any case: a step costs nearly the same for few rows as for many. With
-decode alone over the target, one chunk still follows each step. Pure arithmetic over seconds: no clock, no llama.cpp.
+run, short ones run until the burst is used up, saved or not, for a step costs nearly the same for few rows as for many:
+then a stream may wait for a burst at each step, and the target is not kept. With decode alone over the target, one chunk
+still follows each step. Pure arithmetic over seconds: no clock, no llama.cpp.
 """
 
 from __future__ import annotations

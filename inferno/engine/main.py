@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 from inferno_native import llama
+from inferno_native.batching import next_boundary
 
 from ..errors import ProtocolError
 from ..ipc import BlockingChannel
@@ -221,7 +222,7 @@ class Engine:
         kept = self._runner.prefill.keep_public([tokens for tokens in found if tokens])
         if kept < len(texts):
             _log.warning("only %d of %d public prefixes are stored: a prefix must have at least %d tokens, fit the context "
-                         "and, all together, prefix_cache_mb", kept, len(texts), self._loaded.batcher.quantum)  # fmt: skip
+                         "and, all together, prefix_cache_mb", kept, len(texts), next_boundary(0, self._loaded.batcher.quantum))  # fmt: skip
         told = {**self._info.settings, "public_prefixes": f"{kept} of {len(texts)}"}
         self._info = msgspec.structs.replace(self._info, settings=told)
 

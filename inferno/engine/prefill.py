@@ -2,8 +2,8 @@
 
 State is kept at a prompt's last chunk boundary: for the request's other choices, and in the prefix store for requests
 that come later. Prompts of one principal that come together and begin alike wait for the first of them to get so far,
-instead of computing the same again; it keeps a state there too. Decides nothing of when a chunk may run and calls no llama_decode but for the operator's public
-prefixes, before the first request. Step loop thread.
+instead of computing the same again; it keeps a state there too. Decides nothing of when a chunk may run and calls no
+llama_decode but for the operator's public prefixes, before the first request. Step loop thread.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ capabilities, as the guide wants it.
 """
 
 import contextlib
-import datetime
 import ipaddress
 import json
 import os
@@ -20,10 +19,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
+from tests.certificates import issue
 from tests.conftest import ROOT
 from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, free_port
 from tests.inferno.test_doctor import CHECKLIST, REQUIREMENTS
@@ -154,24 +152,6 @@ def every_requirement(found, model):
     assert wanted <= set(found), wanted - set(found)
 
 
-def issue(name, issuer=None, addresses=()):
-    """Return a key and a certificate of the authority, or of a new one."""
-    now = datetime.datetime.now(datetime.UTC)
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        x509.CertificateBuilder().subject_name(subject).public_key(private.public_key())
-        .issuer_name(subject if issuer is None else issuer[1].subject)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5)).not_valid_after(now + datetime.timedelta(days=90))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    )  # fmt: skip
-    if issuer is not None:
-        names = [x509.DNSName(name), *(x509.IPAddress(ipaddress.ip_address(text)) for text in addresses)]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return private, builder.sign(private if issuer is None else issuer[0], hashes.SHA256())
-
-
 def write_private(path, data):
     path.write_bytes(data)
     path.chmod(0o600)
@@ -185,7 +165,8 @@ def hardened(folder):
     write_private(place / "jwt_secret", JWT_SECRET.encode() + b"\n")
     write_private(place / "admin_password", ADMIN_PASSWORD.encode() + b"\n")
     authority = issue("Example authority")
-    key, certificate = issue("inferno.example", authority, ["127.0.0.1"])
+    names = [x509.DNSName("inferno.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    key, certificate = issue("inferno.example", authority, [x509.SubjectAlternativeName(names)])
     (folder / "authority.pem").write_bytes(authority[1].public_bytes(serialization.Encoding.PEM))
     (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     write_private(folder / "key.pem", key.private_bytes(

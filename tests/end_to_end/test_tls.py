@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import re
 import select
@@ -19,6 +18,7 @@ import openai
 import pytest
 
 from inferno import tls
+from tests.certificates import issue
 from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, eventually, free_port, running
 
 pytestmark = pytest.mark.e2e
@@ -288,25 +288,10 @@ def test_sec_157_a_handshake_that_is_not_done_ends_at_the_header_deadline(tmp_pa
 
 def test_client_certificates_are_asked_for_and_checked(tmp_path):
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    now = datetime.datetime.now(datetime.UTC)
-
-    def issue(name, issuer=None):
-        private = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = (
-            x509.CertificateBuilder().subject_name(subject).public_key(private.public_key())
-            .issuer_name(subject if issuer is None else issuer[1].subject)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5)).not_valid_after(now + datetime.timedelta(days=5))
-            .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        )  # fmt: skip
-        if issuer is not None:
-            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        return private, builder.sign(private if issuer is None else issuer[0], hashes.SHA256())
+    for_clients = [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])]
 
     def write(path, private, certificate):
         path.write_bytes(
@@ -318,8 +303,8 @@ def test_client_certificates_are_asked_for_and_checked(tmp_path):
 
     authority, stranger = issue("clients"), issue("strangers")
     (tmp_path / "clients.pem").write_bytes(authority[1].public_bytes(serialization.Encoding.PEM))
-    write(tmp_path / "good.pem", *issue("good", authority))
-    write(tmp_path / "bad.pem", *issue("bad", stranger))
+    write(tmp_path / "good.pem", *issue("good", authority, for_clients))
+    write(tmp_path / "bad.pem", *issue("bad", stranger, for_clients))
     pair = tls.make_self_signed(tmp_path / "tls")
     config = tls_config(pair, f'tls_client_ca_path = "{tmp_path / "clients.pem"}"')
     server = RunningServer(tmp_path, config=config, authority=pair[0])

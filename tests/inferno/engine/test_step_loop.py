@@ -70,6 +70,11 @@ def until(condition: Callable[[], object]) -> None:
 def begin(runner: Runner, recorder: Recorder, number: int, *, length: int = 20, principal: bytes = ALICE,
           max_tokens: int = 100) -> None:  # fmt: skip
     tokens = [(2000 + number * 131 + 7 * i) % 40000 for i in range(length)]
+    begin_with(runner, recorder, number, tokens, principal, max_tokens=max_tokens)
+
+
+def begin_with(runner: Runner, recorder: Recorder, number: int, tokens: list[int], principal: bytes,
+               max_tokens: int = 4) -> None:  # fmt: skip
     runner.intake.on_message(
         recorder, Prepare(request=number, principal=principal, prompt=TokenPrompt(tokens=tokens))
     )  # type: ignore[arg-type]
@@ -164,18 +169,6 @@ def test_a_stuck_step_loop_is_noticed(model: llama.Model) -> None:
     runner.turn()
     now[0] = 700.0
     assert runner.stuck_seconds() >= 190
-
-
-def begin_with(runner: Runner, recorder: Recorder, number: int, tokens: list[int], principal: bytes) -> None:
-    runner.intake.on_message(
-        recorder, Prepare(request=number, principal=principal, prompt=TokenPrompt(tokens=tokens))
-    )  # type: ignore[arg-type]
-    until(lambda: recorder.of(Prepared, number))
-    before = len(runner._inbox)
-    runner.intake.on_message(
-        recorder, Start(request=number, sampling=Sampling(temperature=0.0), max_tokens=4, ignore_eos=True)
-    )  # type: ignore[arg-type]
-    until(lambda: len(runner._inbox) > before)
 
 
 @pytest.mark.parametrize("second", [ALICE, BOB], ids=["one principal", "two principals"])
