@@ -83,6 +83,11 @@ class Store:
             connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
         )
 
+        @event.listens_for(engine.sync_engine, "do_connect")
+        def probe(_dialect: Any, _record: Any, arguments: list[str], _options: Any) -> None:
+            # a file that does not open fails here: the driver would leave a thread behind that outlives the loop
+            sqlite3.connect(arguments[0]).close()
+
         @event.listens_for(engine.sync_engine, "connect")
         def configure(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # we begin ourselves: the driver would begin too late

@@ -17,8 +17,9 @@ import openai
 import pytest
 
 from tests.conftest import ROOT
-from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, children, command_line, eventually, free_port
+from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, children, command_line, eventually
 from tests.models import demo_model
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,16 +19,11 @@ import httpx
 import openai
 
 from tests.models import demo_model
+from tests.ports import free_port
 
 READY_SECONDS = 120
 ADMIN_PASSWORD = "correct-" + secrets.token_hex(12)
 JWT_SECRET = secrets.token_urlsafe(48)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def children(pid: int) -> list[int]:

@@ -16,8 +16,9 @@ import pytest
 
 from inferno import config
 from tests.conftest import ROOT
-from tests.end_to_end.harness import eventually, free_port
+from tests.end_to_end.harness import eventually
 from tests.models import demo_model
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 

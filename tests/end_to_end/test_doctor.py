@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.certificates import issue
 from tests.conftest import ROOT
-from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, free_port
+from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer
 from tests.inferno.test_doctor import CHECKLIST, REQUIREMENTS
 from tests.models import demo_model
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

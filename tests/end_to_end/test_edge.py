@@ -11,7 +11,8 @@ import time
 import httpx
 import pytest
 
-from tests.end_to_end.harness import RunningServer, eventually, free_port
+from tests.end_to_end.harness import RunningServer, eventually
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 CAP = 30

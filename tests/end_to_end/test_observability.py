@@ -16,8 +16,9 @@ import pytest
 
 from tests.collector import attributes, collecting
 from tests.conftest import ROOT
-from tests.end_to_end.harness import GENEROUS, RunningServer, eventually, free_port
+from tests.end_to_end.harness import GENEROUS, RunningServer, eventually
 from tests.models import demo_model
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/inferno.json").read_text())

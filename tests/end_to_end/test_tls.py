@@ -19,7 +19,8 @@ import pytest
 
 from inferno import tls
 from tests.certificates import issue
-from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, eventually, free_port, running
+from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, eventually, running
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 TIMEOUT = 10

