@@ -138,6 +138,10 @@ class EngineProcess:
         if self._child is not None:
             self._child.kill()
 
+    def forget(self) -> None:
+        """Be as if never loaded: for a model that is removed, loaded or refused no more."""
+        self._change("unloaded", "")
+
     def send(self, message: SupervisorToEngine) -> bool:
         """Send to the engine when it is up."""
         return self._child is not None and self._child.send(message)
@@ -221,6 +225,8 @@ class EngineProcess:
             _log.error("engine %s: cannot be started: %s", self.name, error.strerror)
             return 127
         self._child = child
+        if self._stop.is_set():  # asked to stop while the process was being started: nobody else will end it
+            child.kill()
         _log.info(
             "engine %s: started",
             self.name,
