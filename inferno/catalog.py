@@ -7,6 +7,7 @@ and the catalog remembers verdicts under the state of the file. Used by commands
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
@@ -320,3 +321,14 @@ class Catalog:
 
         self.registry.update(change)
         return removed[0]
+
+    def delete_files(self, entry: Registered) -> list[str]:
+        """Delete the files of a removed model, if they lie in the models folder; return those that are gone now."""
+        root = os.path.realpath(self.settings.dir)
+        deleted = []
+        for path in entry.paths:
+            if os.path.commonpath([os.path.realpath(path), root]) == root:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                    deleted.append(path)
+        return deleted

@@ -277,6 +277,7 @@ class EngineSettings(_Message, frozen=True, tag="engine_settings"):
     public_prefixes: list[str] = []  # system messages, or beginnings of prompts where there is no chat template
     calibration: dict[str, Any] = {}  # of an earlier start on this machine; {}: measure
     log_level: str = "info"
+    only_verify: bool = False  # say ModelVerified or ModelRefused, and exit
 
 
 class AttachWorker(_Message, frozen=True, tag="attach_worker"):

@@ -336,14 +336,7 @@ def remove(name: str, delete_files: bool, config: str | None, as_json: bool) -> 
     with _refusals():
         catalog = _catalog(config)
         entry = catalog.remove(name)
-    deleted = []
-    if delete_files:
-        root = os.path.realpath(catalog.settings.dir)
-        for path in entry.paths:
-            if os.path.commonpath([os.path.realpath(path), root]) == root:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                    deleted.append(path)
+    deleted = catalog.delete_files(entry) if delete_files else []
     if as_json:
         click.echo(json.dumps({"name": name, "removed": True, "deleted": deleted}))
     else:

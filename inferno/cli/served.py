@@ -83,6 +83,18 @@ class ServedModels:
         )
         return replace(plain, calibration=self._calibrations.find(plain))
 
+    def remove(self, name: str, *, delete_files: bool) -> int:
+        """Forget a model that was added; return how many of its files were deleted. Raises ApiError."""
+        if name not in self._catalog.models():
+            raise ApiError("model_not_found", "No such model.", param="name")
+        try:
+            entry = self._catalog.remove(name)
+        except CatalogError:
+            raise ApiError(
+                "conflict", "The model was not added: it comes from the configuration or the models folder.", param="name"
+            ) from None
+        return len(self._catalog.delete_files(entry)) if delete_files else 0
+
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None:
         """Keep what a loaded model's engine measured."""
         self._calibrations.keep(settings, calibration)

@@ -34,7 +34,7 @@ from .sandbox import SandboxError, confine
 from .source import ModelSource
 from .template_spawn import Spawn
 from .templates import RENDER_LIMITS, TemplateProcess, TemplateUnavailable
-from .verification import open_verified
+from .verification import Verdict, open_verified
 
 SAMPLER_VERSION = 2  # a change of it may change sampled bytes
 CHUNKS_VERSION = 2  # likewise: where prefill chunks begin and end
@@ -66,6 +66,30 @@ class Loaded:
     source: ModelSource
 
 
+def open_and_verify(
+    settings: EngineSettings, report: Callable[[Any], None]
+) -> tuple[ModelSource, Verdict]:
+    """The check that comes before everything else, told with `report`. Raises Refused. The source is the caller's."""
+    try:
+        source, verdict = open_verified(
+            settings.paths,
+            sha256=settings.sha256,
+            known_files=settings.known_files,
+            allow=settings.allow,
+            source=settings.source,
+            max_bytes=settings.max_model_bytes,
+            take_digest=settings.only_verify,
+            sandbox=settings.sandbox,
+            progress=lambda done, size: report(LoadProgress(stage="verify", fraction=done / max(size, 1))),
+        )
+    except GgufError as error:
+        raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
+    report(LoadProgress(stage="verify", fraction=1.0))
+    checks = [digest.xxh3_128 for digest in verdict.digests]
+    report(ModelVerified(sha256=list(verdict.sha256), xxh3_128=checks, policy=list(verdict.policy)))
+    return source, verdict
+
+
 def load(
     settings: EngineSettings,
     report: Callable[[Any], None],
@@ -77,22 +101,7 @@ def load(
 
     `keep`: descriptors that stay open beside the model's and the template child's when the process is locked.
     """
-    try:
-        source, verdict = open_verified(
-            settings.paths,
-            sha256=settings.sha256,
-            known_files=settings.known_files,
-            allow=settings.allow,
-            source=settings.source,
-            max_bytes=settings.max_model_bytes,
-            sandbox=settings.sandbox,
-            progress=lambda done, size: report(LoadProgress(stage="verify", fraction=done / max(size, 1))),
-        )
-    except GgufError as error:
-        raise Refused(error.reason, str(error.detail or error.reason), error.offset) from None
-    report(LoadProgress(stage="verify", fraction=1.0))
-    checks = [digest.xxh3_128 for digest in verdict.digests]
-    report(ModelVerified(sha256=list(verdict.sha256), xxh3_128=checks, policy=list(verdict.policy)))
+    source, verdict = open_and_verify(settings, report)
     facts = verdict.facts
     try:
         library = llama.load_library()

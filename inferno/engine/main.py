@@ -1,6 +1,6 @@
 """Entry of an engine process: `python -I -m inferno.engine.main FD`, where FD is its end of the control socket.
 
-Reads the settings message, loads the model (or reports ModelRefused and exits 1), then runs the step loop in the main
+Reads the settings message, loads the model (or reports ModelRefused and exits 1; with `only_verify` the check is all), then runs the step loop in the main
 thread and answers the supervisor from another. A ping is answered while the loop makes progress; a loop that is stuck
 gets no answer, and the supervisor replaces the process. Exit 0 after a drain, or when the supervisor is gone.
 """
@@ -39,7 +39,7 @@ from ..messages import (
     TemplateChild,
 )
 from .connections import ConnectionLoop
-from .loading import Loaded, Refused, load
+from .loading import Loaded, Refused, load, open_and_verify
 from .prefixes import PrefixStore
 from .public import public_prefix
 from .runner import Runner
@@ -93,6 +93,9 @@ def main(arguments: list[str]) -> int:
     )
     children = SuppliedChildren(channel)
     try:
+        if settings.only_verify:
+            open_and_verify(settings, channel.send)[0].close()
+            return 0
         loaded = load(settings, channel.send, spawn=children.spawn, keep=[channel.fileno()])
     except Refused as refusal:
         _tell_library_log()

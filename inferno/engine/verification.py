@@ -111,6 +111,7 @@ def open_verified(
     source: Mode = "auto",
     memory_bytes: int | None = None,
     max_bytes: int | None = None,
+    take_digest: bool = False,
     sandbox: Sandbox = "auto",
     progress: Progress | None = None,
 ) -> tuple[ModelSource, Verdict]:
@@ -136,8 +137,8 @@ def open_verified(
     try:
         is_known = bool(known) and None not in known and known == _corruption_checks(model.fds, progress)
         verdict = verify_files(
-            model.fds, max_bytes=max_bytes, expected_sha256=None if is_known else sha256, allow=allow,
-            sandbox=sandbox,
+            model.fds, max_bytes=max_bytes, expected_sha256=None if is_known else sha256, take_digest=take_digest,
+            allow=allow, sandbox=sandbox,
             progress=progress,
         )
         model.recheck()

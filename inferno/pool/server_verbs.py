@@ -31,6 +31,8 @@ def register(verbs: Verbs, server: Supervisor) -> None:
     verbs.register("models.list", partial(_list_models, server))
     verbs.register("models.load", partial(_load_model, server))
     verbs.register("models.unload", partial(_unload_model, server))
+    verbs.register("models.verify", partial(_verify_model, server))
+    verbs.register("models.remove", partial(_remove_model, server))
     verbs.register("cache.state", partial(_cache_state, server))
     verbs.register("cache.clear", partial(_clear_cache, server))
     verbs.register("config.change", partial(_change_config, server))
@@ -95,6 +97,16 @@ async def _unload_model(server: Supervisor, arguments: dict[str, Any], caller: C
     await engine.stop(server.settings.server.shutdown_grace_seconds)
     server.event("model.unload", target=name)
     return summary.model_facts(engine)
+
+
+async def _verify_model(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:
+    return await server.check_model(_text(arguments, "name"))
+
+
+async def _remove_model(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:
+    name = _text(arguments, "name")
+    num_deleted = await server.remove_model(name, delete_files=arguments.get("delete_files") is True)
+    return {"name": name, "removed": True, "files_deleted": num_deleted}
 
 
 async def _cache_state(server: Supervisor, arguments: dict[str, Any], caller: Caller) -> Any:

@@ -40,6 +40,8 @@ def model_facts(engine: EngineProcess) -> dict[str, Any]:
             "memory_bytes": sum(info.memory_bytes.get(name, 0) for name in _MEMORY) or info.size_bytes,
             "sandbox": info.sandbox,
             "fingerprint": info.fingerprint,
+            "sha256": info.sha256,
+            "settings": info.settings,
         }
     return found
 

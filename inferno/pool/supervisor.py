@@ -33,6 +33,7 @@ from .backoff import Backoff
 from .control import ControlServer
 from .engine_process import EngineProcess
 from .listener import listen, shown_address
+from .model_check import check_model
 from .process import Timing, child_environment
 from .tables import ServerPart, SharedTable
 from .verbs import Verbs
@@ -57,6 +58,7 @@ class Models(Protocol):
     def engine_settings(self, name: str) -> EngineSettings: ...
     def loaded(self, settings: EngineSettings, calibration: dict[str, Any]) -> None: ...
     def verified(self, settings: EngineSettings, stamps: list[Stamp], message: ModelVerified) -> dict[str, str]: ...
+    def remove(self, name: str, *, delete_files: bool) -> int: ...
 
 
 class Supervisor:
@@ -103,6 +105,7 @@ class Supervisor:
         self._worker_tasks: set[asyncio.Task[Any]] = set()
         self._next_worker = 1
         self._replacing = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._was_worker_ready = asyncio.Event()
         self._end = asyncio.Event()
         self._killed = asyncio.Event()
@@ -427,6 +430,25 @@ class Supervisor:
                 engine.settings = settings
             engine.start()
         return engine
+
+    async def check_model(self, name: str) -> dict[str, Any]:
+        """Verify a model's files now, whether it is loaded or not; one check at a time. Raises ApiError."""
+        settings = self.models.engine_settings(name)
+        if self._checking.locked():
+            raise ApiError("conflict", "Another model is being verified; ask again when that is done.", param="name")
+        async with self._checking:
+            return await check_model(settings, program=self._programs.engine, timing=self._timing)
+
+    async def remove_model(self, name: str, *, delete_files: bool) -> int:
+        """Forget a model that was added and is not loaded; return how many files were deleted. Raises ApiError."""
+        engine = self.engines.get(name)
+        if engine is not None and engine.state not in ("unloaded", "refused"):
+            raise ApiError("conflict", "The model is loaded; unload it first.", param="name")
+        num_deleted = self.models.remove(name, delete_files=delete_files)
+        if engine is not None:
+            engine.forget()
+            del self.engines[name]
+        return num_deleted
 
     def engine_changed(self, engine: EngineProcess) -> None:
         if self._metrics is not None:

@@ -74,7 +74,7 @@ def create_app(
     server = services.settings.server
     return Shell(
         ExactRouter(routes, lifespan),
-        hosts=HostCheck(server.allowed_hosts, server.host),
+        hosts=HostCheck(server.allowed_hosts, server.host, allows_addresses=is_admin),
         cors=Cors(server.cors_origins),
         source_of=source_of or peer_of,
     )

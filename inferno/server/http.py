@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import ApiError, EngineError
+from ..errors import CODES, ApiError, EngineError
 from ..security.limit_headers import Decision
 from ..security.principal import Principal
 from .timeline import Timeline
@@ -187,12 +187,7 @@ def json_reply(value: Any, *, status: int = 200, headers: list[Header] | None = 
 def to_api_error(error: EngineError) -> ApiError:
     """Translate an engine's fault at the front's edge."""
     retry_after = error.retry_after
-    if retry_after is None and error.code in (
-        "engine_failed",
-        "engine_restarting",
-        "overloaded",
-        "rate_limit_exceeded",
-    ):
+    if retry_after is None and CODES[error.code].status in (429, 503):
         retry_after = 2.0
     return ApiError(error.code, error.message, param=error.param, retry_after=retry_after)
 

@@ -63,12 +63,16 @@ def new_request_id() -> str:
 class HostCheck:
     """Which Host values are ours. An empty list: localhost, IP literals and this machine's own name.
 
-    An entry is a name, `*.name` for every name below it, either with `:port` to ask for that port too.
+    An entry is a name, `*.name` for every name below it, either with `:port` to ask for that port too. With
+    `allows_addresses` IP literals are ours in any case: scrapers go by address, and a name that was pointed here by
+    somebody else is still refused.
     """
 
-    def __init__(self, allowed_hosts: Sequence[str], bind_host: str = "") -> None:
+    def __init__(
+        self, allowed_hosts: Sequence[str], bind_host: str = "", *, allows_addresses: bool = False
+    ) -> None:
         self._known: dict[bytes, bool] = {}
-        self._literals = not allowed_hosts
+        self._literals = allows_addresses or not allowed_hosts
         if not allowed_hosts:
             own = socket.gethostname().lower()
             allowed_hosts = sorted({"localhost", own, own.split(".", 1)[0], bind_host} - {""})

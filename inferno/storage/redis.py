@@ -69,8 +69,9 @@ class RedisBuckets:
         prefix: str = PREFIX,
     ) -> None:
         self.families = tuple(families)
+        # The client knows its own names only: valkey:// and valkeys:// are redis:// and rediss:// to it.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url,
+            "redis" + url.removeprefix("valkey") if url.startswith("valkey") else url,
             max_connections=MAX_CONNECTIONS,
             timeout=POOL_TIMEOUT_SECONDS,
             socket_timeout=TIMEOUT_SECONDS,

@@ -32,7 +32,7 @@ NOT_RUN = {  # (page, first line): why not
     ("docs/deployment.md", "docker build -t inferno ."): "no Docker; tests/container builds and runs the image with podman",
     ("docs/deployment.md", "mkdir -p secrets && chmod 700 secrets"): "no Docker; tests/container runs it with podman",
     ("docs/deployment.md", "kubectl create namespace inferno"): "no cluster; tests/test_deploy_kubernetes.py validates the objects",
-    ("docs/gpu.md", 'CMAKE_ARGS="-DGGML_CUDA=ON" pip install --force-reinstall --no-binary :all: llama-cpp-python==0.3.36'):
+    ("docs/gpu.md", 'CMAKE_ARGS="-DGGML_CUDA=ON" pip install --force-reinstall --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36'):
         "needs a CUDA toolkit",
     ("docs/models.md", "inferno models add hf:org/repo/model-Q4_K_M.gguf"):
         "needs a hub and a real name; tests/inferno/cli/test_models.py downloads from a hub of its own",

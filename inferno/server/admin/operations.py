@@ -109,11 +109,36 @@ class OperationRoutes:
     async def unload_model(self, request: Request) -> Reply:
         return await self._model_action(request, "model.unload", "models.unload")
 
-    async def _model_action(self, request: Request, event: str, verb: str) -> Reply:
+    async def verify_model(self, request: Request) -> Reply:
+        """Changes nothing, so the record follows the verdict."""
+        name = self._named(request)
+        found = await self._control.ask("models.verify", {"name": name}, timeout_seconds=LOAD_SECONDS)
+        if found["verdict"] == "valid":
+            await self._said(request, "model.verified", target=name, reason=", ".join(found["sha256"]))
+        else:
+            await self._said(request, "model.refused", target=name, reason=found["reason"], result="failure")
+        return json_reply(found)
+
+    async def delete_model(self, request: Request) -> Reply:
+        name = self._named(request)
+        files = query(request, "files").get("files", "keep")
+        if files not in ("keep", "delete"):
+            raise ApiError("invalid_value", "files: expected keep or delete.", param="files")
+        await self._said(request, "config.change", target=f"models.{name}", reason=f"remove, files: {files}")
+        arguments = {"name": name, "delete_files": files == "delete"}
+        return json_reply(await self._control.ask("models.remove", arguments))
+
+    @staticmethod
+    def _named(request: Request) -> str:
+        """The model's name in the path, if the caller may know of it."""
         name = request.params["name"]
         allowed = request.principal.models
         if allowed is not None and name not in allowed:
             raise ApiError("model_not_found", "The model does not exist.", param="model")
+        return name
+
+    async def _model_action(self, request: Request, event: str, verb: str) -> Reply:
+        name = self._named(request)
         await self._said(request, event, target=name, reason="asked")
         return json_reply(await self._control.ask(verb, {"name": name}, timeout_seconds=LOAD_SECONDS))
 
@@ -172,7 +197,9 @@ class OperationRoutes:
         self._services.observer.flush()
         return Reply(200, metrics.render(), [(b"content-type", metrics.CONTENT_TYPE.encode("ascii"))])
 
-    async def _said(self, request: Request, event: str, *, target: str, reason: str) -> None:
+    async def _said(
+        self, request: Request, event: str, *, target: str, reason: str, result: str = "success"
+    ) -> None:
         """Put an action on disk before it is done. Raises ApiError(audit_unavailable)."""
         by = actor(request)
         fields = record(
@@ -181,6 +208,7 @@ class OperationRoutes:
             actor_type=by.actor_type,
             ip=by.ip,
             target=target,
+            result=result,
             reason=reason,
             request_id=by.request_id,
         )

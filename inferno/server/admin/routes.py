@@ -19,6 +19,7 @@ MANAGE_USERS = Policy(permissions=("manage_users",))
 VIEW_AUDIT = Policy(permissions=("view_audit_logs",))
 READ_MODELS = Policy(permissions=("read_models",))
 WRITE_MODELS = Policy(permissions=("write_models",))
+DELETE_MODELS = Policy(permissions=("delete_models",))
 WRITE_CONFIG = Policy(permissions=("write_config",))
 MANAGE_CACHE = Policy(permissions=("manage_cache",))
 READ_METRICS = Policy(permissions=("read_metrics",))
@@ -67,6 +68,16 @@ def admin_routes(services: Services, identity: WorkerIdentity, control: Control)
         ApiRoute(
             "/api/v1/models/{name}/unload",
             {"POST": Operation(operations.unload_model, WRITE_MODELS)},
+            encoded=True,
+        ),
+        ApiRoute(
+            "/api/v1/models/{name}/verify",
+            {"POST": Operation(operations.verify_model, WRITE_MODELS)},
+            encoded=True,
+        ),
+        ApiRoute(
+            "/api/v1/models/{name}",
+            {"DELETE": Operation(operations.delete_model, DELETE_MODELS)},
             encoded=True,
         ),
         ApiRoute(

@@ -295,9 +295,30 @@ class ModelState(Struct, frozen=True):
     memory_bytes: Count = 0
     sandbox: dict[str, Any] = {}
     fingerprint: str = ""
+    sha256: str = ""  # recorded or taken; empty where neither
+    settings: dict[str, str] = {}  # what the engine chose, and how many public prefixes are stored
     pid: int | None = None
     generation: Count = 0
     restarts: Count = 0
+
+
+class ModelVerdict(Struct, frozen=True):
+    """As `inferno models verify` prints it."""
+
+    name: str
+    verdict: str
+    reason: str | None
+    offset: int | None
+    detail: str | None
+    policy: list[str]
+    sha256: list[str]
+    seconds: float
+
+
+class ModelRemoved(Struct, frozen=True):
+    name: str
+    removed: bool
+    files_deleted: Count
 
 
 class ModelPage(Struct, frozen=True):

@@ -163,6 +163,17 @@ OPERATIONS: dict[tuple[str, str], Described] = {
     ("POST", "/api/v1/models/{name}/unload"): Described(
         "Unload a model", answers.ModelState, codes=("model_not_found", *_CHANGE)
     ),
+    ("POST", "/api/v1/models/{name}/verify"): Described(
+        "Verify a model's files now, loaded or not",
+        answers.ModelVerdict,
+        codes=("model_not_found", "engine_failed", "deadline_exceeded", *_CHANGE),
+    ),
+    ("DELETE", "/api/v1/models/{name}"): Described(
+        "Forget a model that was added and is not loaded",
+        answers.ModelRemoved,
+        query=(Parameter("files", {"enum": ["keep", "delete"]}, "delete: its files too, if they lie in the models folder"),),
+        codes=("model_not_found", *_CHANGE),
+    ),
     ("GET", "/api/v1/config"): Described(
         "Show the configuration in force, without secrets", dict[str, dict[str, Any]]
     ),

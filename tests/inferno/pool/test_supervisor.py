@@ -66,6 +66,10 @@ class FakeModels:
         self.verdicts.append((settings.name, stamps, message.sha256))
         return {"state": "check"}
 
+    def remove(self, name: str, *, delete_files: bool) -> int:
+        self._names.remove(name)
+        return 1 if delete_files else 0
+
 
 class FakeTable:
     def __init__(self, content: bytes) -> None:
@@ -499,3 +503,55 @@ async def test_an_address_in_use_is_said_clearly(tmp_path: Path) -> None:
         with pytest.raises(StartError, match=f"127.0.0.1:{port} is in use by another program"):
             await server.supervisor.run()
     assert server.audit.names() == []
+
+
+async def test_a_check_is_an_engine_that_ends_after_its_verdict(tmp_path: Path) -> None:
+    models = FakeModels("good", "refused", "verified", "crashing", at_start=("good",))
+    async with running(tmp_path, models) as server:
+        await server.until(lambda: [engine.state for engine in server.supervisor.engines.values()] == ["ready"])
+        check = server.supervisor.check_model
+        refused = await check("refused")
+        assert (refused["name"], refused["verdict"], refused["reason"]) == ("refused", "invalid", "bad-magic")
+        assert (refused["offset"], refused["detail"], refused["sha256"]) == (0, "not a GGUF file", [])
+        with pytest.raises(ApiError) as caught:
+            await check("crashing")
+        assert caught.value.code == "engine_failed"
+        with pytest.raises(ApiError) as caught:
+            await check("unheard-of")
+        assert caught.value.code == "model_not_found"
+        assert set(server.supervisor.engines) == {"good"}  # a check loads nothing and disturbs nobody
+        assert server.supervisor.engines["good"].generation == 1
+
+
+async def test_an_engine_that_is_being_started_can_be_stopped(tmp_path: Path) -> None:
+    async with running(tmp_path, FakeModels("good", at_start=())) as server:
+        await server.until(lambda: server.supervisor.workers())
+        engine = server.supervisor.start_engine("good")
+        await asyncio.sleep(0)  # its process is being started now
+        assert engine.pid is None
+        await asyncio.wait_for(engine.stop(5), WAIT)
+        assert (engine.state, engine.pid) == ("unloaded", None)
+
+
+async def test_one_check_at_a_time(tmp_path: Path) -> None:
+    async with running(tmp_path, FakeModels("refused", at_start=())) as server:
+        first = asyncio.create_task(server.supervisor.check_model("refused"))
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError) as caught:
+            await server.supervisor.check_model("refused")
+        assert caught.value.code == "conflict"
+        assert (await first)["verdict"] == "invalid"
+
+
+async def test_only_what_is_not_loaded_is_removed(tmp_path: Path) -> None:
+    async with running(tmp_path, FakeModels("good", "refused")) as server:
+        engines = server.supervisor.engines
+        await server.until(lambda: [engine.state for engine in engines.values()] == ["ready", "refused"])
+        with pytest.raises(ApiError) as caught:
+            await server.supervisor.remove_model("good", delete_files=False)
+        assert caught.value.code == "conflict"
+        assert await server.supervisor.remove_model("refused", delete_files=True) == 1
+        assert set(engines) == {"good"}
+        with pytest.raises(ApiError) as caught:
+            server.supervisor.start_engine("refused")
+        assert caught.value.code == "model_not_found"

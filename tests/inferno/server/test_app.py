@@ -125,6 +125,14 @@ def test_sec_162_configured_hosts_are_exact() -> None:
         assert call(app, "/v1/models", headers={"host": host}).status == 400
 
 
+def test_sec_162_the_operators_listener_takes_addresses_too() -> None:
+    app = create_app(services(allowed_hosts=["llm.example.com"]), is_admin=True)
+    for host in ("llm.example.com", "192.0.2.5:9090", "[2001:db8::5]:9090"):
+        assert call(app, "/openapi.json", headers={"host": host}).status == 200, host
+    for host in ("localhost", "evil.invalid"):
+        assert call(app, "/openapi.json", headers={"host": host}).code == "invalid_host", host
+
+
 def test_sec_162_wildcard_hosts_cover_names_below_only() -> None:
     app = app_of(allowed_hosts=["*.example.com"])
     assert call(app, "/v1/models", headers={"host": "a.b.example.com"}).status == 200

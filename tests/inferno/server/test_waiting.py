@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from inferno.errors import ApiError, EngineError
+from inferno.errors import CODES, ApiError, EngineError
 from inferno.messages import Event, Usage
 from inferno.pool.engines import Engines
 from inferno.security.principal import Principal
-from inferno.server.http import Context, error_reply
+from inferno.server.http import Context, error_reply, to_api_error
 from inferno.server.output import Output
 from inferno.server.pipeline import Run
 from inferno.server.services import OpenAuthenticator, Services
@@ -158,6 +158,14 @@ def test_the_end_of_the_server_is_an_error_event() -> None:
     _, pieces = stream(output, clock)
     assert json.loads(pieces[-1][1][6:])["error"]["code"] == "shutting_down"
     assert 20.0 <= clock[0] <= 20.5
+
+
+@pytest.mark.parametrize("code", [code for code, entry in CODES.items() if entry.status in (429, 503)])
+def test_every_refusal_of_an_engine_says_when_to_ask_again(code: str) -> None:
+    headers = dict(error_reply(to_api_error(EngineError(code, "Not now."))).headers)
+    assert int(headers[b"retry-after"]) >= 1
+    assert int(headers[b"retry-after-ms"]) >= 1
+    assert b"retry-after" not in dict(error_reply(to_api_error(EngineError("invalid_value", "No."))).headers)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])

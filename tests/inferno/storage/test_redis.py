@@ -203,6 +203,14 @@ def test_lim_7_settlements_are_sent_by_themselves(url):
     asyncio.run(run())
 
 
+def test_valkeys_own_scheme_is_understood(url):
+    async def run():
+        async with hosts(url.replace("redis://", "valkey://")) as (store,):
+            assert (await store.take(((REQUESTS, b"k", (60, 1000)),))).states[0][3] == 59
+
+    asyncio.run(run())
+
+
 def test_a_server_that_forgot_the_scripts_gets_them_again(url, server):
     async def run():
         async with hosts(url, clock=Clock()) as (store,):
