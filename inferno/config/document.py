@@ -35,7 +35,9 @@ An unknown key or variable, a wrong type, a value out of range or an unsafe comb
 "unlimited". Variables that Kubernetes makes for a Service named like ours (`INFERNO_SERVICE_HOST`,
 `INFERNO_PORT=tcp://…`) are ignored with a warning.
 
-Keys marked **R** are taken over by a running server on `SIGHUP`, which is audited; all others need a restart.
+Keys marked **R** are taken over by a running server on `SIGHUP`, which is audited; all others need a restart. `SIGHUP` also
+reads certificates and the guards' `<data>/rules.toml` again. `PATCH /api/v1/config` changes **R** keys until the next reload
+or restart.
 `inferno serve --show-config` prints the effective values and where each came from, never a secret.
 
 ## Secrets
@@ -52,7 +54,8 @@ Each may be given as a file with `…_FILE`; one trailing newline is taken off, 
 values are refused. Where neither is set, `serve` reads `<data>/secrets.env` (mode 0600, lines `NAME=value`), which
 `inferno init` makes and systemd's `EnvironmentFile=` understands.
 
-Other variables: `INFERNO_CONFIG` (the file), `INFERNO_API_KEY` (the key that `inferno chat` and `run` send).
+Other variables: `INFERNO_CONFIG` (the file), `INFERNO_API_KEY` (the key that `inferno chat` and `run` send; else that of
+`<data>/cli.key`), `HF_TOKEN` (sent to the hub by `inferno models add hf:…`).
 """
 
 

@@ -106,8 +106,8 @@ class Server(_Section, frozen=True):
     allowed_hosts: Annotated[
         list[str],
         key(
-            "Names that the Host header may carry; empty: localhost, IP addresses and this "
-            "machine's own name.",
+            "Names that the Host header may carry (*.example.com: every name below; with :PORT: on that port only); empty: "
+            "localhost, IP addresses and this machine's own name.",
             item="host",
             example=["llm.example.com"],
         ),
@@ -151,8 +151,8 @@ class Server(_Section, frozen=True):
     admin_host: Annotated[
         str | None,
         key(
-            "Address of a second listener for operators (health, metrics); set with admin_port. It speaks TLS as the main "
-            "one does, but on loopback where tls_required is false.",
+            "Address of a second listener for operators; set with admin_port. It has all but inference, and /metrics needs no "
+            "credential there. It speaks TLS as the main one does, but on loopback where tls_required is false.",
             pattern=r"^[A-Za-z0-9._:%-]{1,255}$",
             expected="an IP address or a host name",
             example="127.0.0.1",
@@ -169,7 +169,13 @@ class Security(_Section, frozen=True):
     auth_enabled: Annotated[bool, key("Every API call needs a session or an API key.")] = True
     token_expiry_hours: Annotated[int, key("Lifetime of a login session in hours.", ge=1, le=168)] = 24
     api_key_enabled: Annotated[bool, key("API keys are accepted and can be made.")] = True
-    rate_limiting_enabled: Annotated[bool, key("Request and token limits are enforced.")] = True
+    rate_limiting_enabled: Annotated[
+        bool,
+        key(
+            "Request and token limits are enforced. Concurrency, logins, password changes and key creations are limited in "
+            "any case."
+        ),
+    ] = True
     max_requests_per_minute: Annotated[
         int, key("Requests a minute for one account.", reload=True, ge=1, le=10_000_000)
     ] = 60
@@ -177,12 +183,16 @@ class Security(_Section, frozen=True):
         int, key("Requests an hour for one account.", reload=True, ge=1, le=100_000_000)
     ] = 1000
     input_validation_enabled: Annotated[
-        bool, key("Client text is scanned for attack patterns and invisible characters.")
+        bool,
+        key("Client text is scanned for attack patterns and invisible characters, and max_input_length enforced."),
     ] = True
     max_input_length: Annotated[
         int,
         key(
-            "Longest single string that a client may send, in characters.", reload=True, ge=1, le=100_000_000
+            "Longest single string that a client may send, in characters; an account or a key may have its own.",
+            reload=True,
+            ge=1,
+            le=100_000_000,
         ),
     ] = 10_000
     output_sanitization_enabled: Annotated[
@@ -221,16 +231,20 @@ class Security(_Section, frozen=True):
     ] = 90
     scan_content: Annotated[
         Literal["off", "report", "block"],
-        key("What a finding in message text leads to: nothing, a report in the audit log, or a refusal."),
+        key(
+            "What a finding in message text leads to: off: nothing, report: a record in the audit log, block: a refusal "
+            "where the text is an attack by itself."
+        ),
     ] = "report"
     scan_identifiers: Annotated[
-        Literal["off", "report", "block"], key("What a finding in names, headers and URLs leads to.")
+        Literal["off", "report", "block"],
+        key("What a finding in names, headers, paths and queries leads to, likewise."),
     ] = "block"
     redact_profile: Annotated[
         Literal["default", "strict", "secrets"],
         key(
-            "What is removed from answers: secrets and personal data, also private addresses, or "
-            "secrets only."
+            "What is removed from answers: default: secrets and personal data, strict: also private IPv4 addresses, "
+            "secrets: secrets only."
         ),
     ] = "default"
     max_logins_per_minute_per_ip: Annotated[
@@ -257,7 +271,7 @@ class Security(_Section, frozen=True):
     sandbox: Annotated[
         Literal["auto", "required", "off"],
         key(
-            "Confinement of engine processes: as far as the kernel can, or refuse to start without it, or "
+            "Confinement of engine processes: auto: as far as the kernel can, required: refuse to start without it, off: "
             "none."
         ),
     ] = "auto"
@@ -318,13 +332,16 @@ class Models(_Section, frozen=True):
     require_checksum: Annotated[bool, key("Refuse a model whose SHA-256 is not recorded.")] = False
     verify: Annotated[
         Literal["changed", "always"],
-        key("Verify a file when it changed since it was verified last, or at every load."),
+        key(
+            "Take a file's SHA-256 when it changed since it was verified last, or at every load. Its structure is checked at "
+            "every load."
+        ),
     ] = "changed"
     source: Annotated[
         Literal["auto", "copy", "direct"],
         key(
-            "How weights are read: from a private copy in memory that nobody can change, directly from the "
-            "file, or by the file's owner and permissions."
+            "How weights are read: copy: from a private copy in memory that nobody can change, direct: from the file itself, "
+            "auto: copy while the model takes at most half of the free memory."
         ),
     ] = "auto"
     entries: dict[str, ModelEntry] = field(default_factory=dict)
@@ -396,7 +413,8 @@ class Storage(_Section, frozen=True):
     url: Annotated[
         str,
         key(
-            "Database of accounts, keys and usage: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.",
+            "Database of accounts, keys and usage: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME (needs the extra "
+            "`postgres`).",
             url=True,
             derived="sqlite:///<data>/inferno.db",
             pattern=r"^(sqlite:///.+|postgres(ql)?://.+)$",
@@ -411,7 +429,8 @@ class Limits(_Section, frozen=True):
     url: Annotated[
         str,
         key(
-            '"shm:" counts on this host; redis://HOST:PORT/N shares the counts between hosts.',
+            '"shm:" counts on this host; redis://HOST:PORT/N (rediss:// with TLS; needs the extra `redis`) shares the counts '
+            "between hosts.",
             url=True,
             pattern=r"^(shm:|(redis|rediss|valkey|valkeys|unix)://.+)$",
             expected='"shm:" or redis://HOST:PORT/N',
