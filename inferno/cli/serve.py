@@ -163,6 +163,7 @@ async def _run(
         make_tables=server_parts.table_maker(loaded.settings, epochs),
         parts=[certificate] if identities is None else [certificate, identities],
         reload=load,
+        on_settings=None if identities is None else identities.reload,
         announce=_Announcer(loaded),
         lock=lock,
     )

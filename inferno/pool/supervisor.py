@@ -75,6 +75,7 @@ class Supervisor:
         make_tables: Callable[[], dict[str, SharedTable]] = dict,
         parts: Sequence[ServerPart] = (),
         reload: Callable[[], Loaded] | None = None,
+        on_settings: Callable[[config.Settings], None] | None = None,
         announce: Callable[[dict[str, Any]], None] | None = None,
         programs: Programs | None = None,
         timing: Timing | None = None,
@@ -92,6 +93,7 @@ class Supervisor:
         self._parts = list(parts)
         self._started_parts: list[ServerPart] = []
         self._reload = reload
+        self._on_settings = on_settings
         self._announce = announce
         self._programs = programs or Programs()
         self._timing = timing or Timing()
@@ -312,6 +314,8 @@ class Supervisor:
 
     def _take_over(self, settings: config.Settings) -> None:
         self.settings = settings
+        if self._on_settings is not None:
+            self._on_settings(settings)
         message = Reload(settings=config.encode(settings))
         for worker in self.workers():
             worker.send(message)

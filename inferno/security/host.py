@@ -117,6 +117,7 @@ class IdentityHost:
             return not await identities.num_accounts(connection)
 
     def reload(self, settings: Settings) -> None:
+        """Take over what may change in a running server: commands make keys under the same limits as workers."""
         self.accounts.policy = key_policy(settings.security)
 
     async def close(self) -> None:

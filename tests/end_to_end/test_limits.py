@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 
 import httpx
@@ -179,6 +180,12 @@ def test_lim_2_sighup_changes_limits_and_keeps_what_was_used(tmp_path):
         other = {"Authorization": f"Bearer {server.admin_token()}"}
         assert eventually(lambda: all(limit_of(server, other) == 30 for _ in range(4)))
         assert many(server, 30, lambda _: headers).count(200) == 10
+        # Commands beside the server act in the supervisor: a key's own limit may now be what it could not be before.
+        made = subprocess.run(
+            [*server.command, "keys", "create", "wide", "--max-requests-per-hour", "25", "--config", str(server.config)],
+            env=server.environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
     finally:
         stop(server)
 

@@ -118,6 +118,7 @@ class Running:
         self.is_open_allowed = is_open_allowed
         self.reports: list[dict[str, Any]] = []
         self.summaries: list[dict[str, Any]] = []
+        self.taken_over: list[config.Settings] = []
         self.audit = FakeAudit()
         self.table = FakeTable(b"shared counters")
         self.models = models
@@ -136,6 +137,7 @@ class Running:
             verbs=verbs,
             make_tables=lambda: {"counters": self.table},
             reload=self._load,
+            on_settings=self.taken_over.append,
             announce=self.summaries.append,
             programs=PROGRAMS,
             timing=timing,
@@ -369,6 +371,7 @@ async def test_lim_6_sighup_takes_over_reloadable_keys_only(tmp_path: Path) -> N
         assert server.of("reload")[0]["max_input_length"] == 777
         assert server.of("appended")[0]["error"] is None
         assert server.supervisor.settings.server.workers == 1
+        assert server.taken_over == [server.supervisor.settings]  # the supervisor's own parts
         assert "config.reload" in server.audit.names()
         assert "input.flagged" in server.audit.names()
         server.environ["INFERNO_SECURITY_MAX_INPUT_LENGTH"] = "0"
