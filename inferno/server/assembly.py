@@ -28,7 +28,7 @@ from ..security.limits import Limiter, LimitSettings
 from ..security.rules import operator_rules
 from ..security.screening import Screener
 from ..storage.bucket_store import attach_shared_buckets
-from .admin.routes import admin_routes
+from .admin.routes import admin_routes, metrics_route
 from .control import Control
 from .guarding import Guards
 from .http import Context, Scope
@@ -161,7 +161,9 @@ async def assemble(
         name = connection_limits.TABLE_NAME
         connections = connection_limits.attach_counts(shared[name], *message.table_arguments[name])
     if identity is None:
-        return Assembly(services, limiter=limiter, tracer=tracer, connections=connections)
+        return Assembly(
+            services, [metrics_route(services)], limiter=limiter, tracer=tracer, connections=connections
+        )
     await identity.start()
     routes = admin_routes(services, identity, control)
     return Assembly(

@@ -216,3 +216,20 @@ def test_log_lines_of_the_server_are_json_and_hold_no_key(server):
     assert lines
     assert all(isinstance(json.loads(line), dict) for line in lines)
     assert key not in server.output()
+
+
+def test_without_authentication_the_operators_listener_has_metrics(tmp_path):
+    admin = free_port()
+    config = f'[security]\nauth_enabled = false\n[server]\nadmin_host = "127.0.0.1"\nadmin_port = {admin}\nallowed_hosts = ["llm.example"]\n'
+    server = RunningServer(tmp_path, config=config)
+    try:
+        server.start(ready=False)
+        # Prometheus goes by address, whatever names clients come by.
+        scraped = httpx.get(f"http://127.0.0.1:{admin}/metrics", timeout=30)
+        assert scraped.status_code == 200
+        assert "inferno_worker_restarts_total" in scraped.text
+        ours = {"Host": "llm.example"}
+        assert httpx.get(f"{server.url}/metrics", headers=ours, timeout=30).json()["error"]["code"] == "insufficient_permissions"
+        assert httpx.get(f"{server.url}/metrics", timeout=30).json()["error"]["code"] == "invalid_host"
+    finally:
+        server.stop()

@@ -187,16 +187,6 @@ class OperationRoutes:
         cleared = await self._control.ask("cache.clear", arguments)
         return json_reply({"scope": "own" if is_own else "all", **cleared})
 
-    # ------------------------------------------------------------ metrics
-
-    async def metrics(self, request: Request) -> Reply:
-        if not self._services.settings.telemetry.metrics_enabled:
-            raise ApiError("not_found", "Metrics are turned off.")
-        from ... import metrics  # reads the folder's name from the environment at its import
-
-        self._services.observer.flush()
-        return Reply(200, metrics.render(), [(b"content-type", metrics.CONTENT_TYPE.encode("ascii"))])
-
     async def _said(
         self, request: Request, event: str, *, target: str, reason: str, result: str = "success"
     ) -> None:
@@ -213,6 +203,21 @@ class OperationRoutes:
             request_id=by.request_id,
         )
         await self._identity.audit.append([fields], durable=True)
+
+
+class MetricsPage:
+    """GET /metrics: the only handler here that needs no accounts."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, request: Request) -> Reply:
+        if not self._services.settings.telemetry.metrics_enabled:
+            raise ApiError("not_found", "Metrics are turned off.")
+        from ... import metrics  # reads the folder's name from the environment at its import
+
+        self._services.observer.flush()
+        return Reply(200, metrics.render(), [(b"content-type", metrics.CONTENT_TYPE.encode("ascii"))])
 
 
 def shown_config(settings: config.Settings) -> dict[str, dict[str, Any]]:
