@@ -329,7 +329,8 @@ class AuditLog:
                 self._lost_since = now
             self._lost += num_notes
             for done in futures:
-                done.set_exception(unavailable())
+                if not done.done():  # who waited may have gone meanwhile
+                    done.set_exception(unavailable())
             return
         self._failing(False)
         self._lost = 0

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -464,6 +465,34 @@ def test_sec_141_sec_142_full_disk_refuses_the_waiting_counts_the_rest_and_recor
     assert [line["event"] for line in lines] == ["server.start", "audit.gap", "server.stop"]
     assert lines[1]["reason"].startswith("count=7 since=")
     assert log.verify().status == INTACT
+
+
+def test_who_goes_away_while_the_disk_refuses_stops_no_log(log, monkeypatch):
+    """The one who waited is cancelled between the failed write and the news of it."""
+
+    async def body(served):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def refuse(_records):
+            begun.set()
+            go_on.wait(60)
+            raise AuditFailed("no space")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(served._writer, "commit", refuse)
+            waiting = asyncio.create_task(served.append([record("key.create")], durable=True))
+            await asyncio.to_thread(begun.wait, 60)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            go_on.set()
+            async with asyncio.timeout(60):
+                while not served.is_failing:
+                    await asyncio.sleep(0.01)
+        await asyncio.wait_for(served.append([record("key.revoke")], durable=True), 60)
+
+    run_log(log, body)
+    assert [json.loads(line)["event"] for line in log.path.read_bytes().splitlines()] == ["key.revoke"]
 
 
 def test_aud_7_a_flood_is_bounded_and_its_count_is_exact(log):
