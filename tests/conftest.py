@@ -4,6 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every run and machine, and none judged by the clock: a slow machine is no finding. Whoever looks for
+# new examples sets INFERNO_TEST_RANDOM=1.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=os.environ.pop("INFERNO_TEST_RANDOM", "") != "1",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
