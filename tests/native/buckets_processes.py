@@ -50,7 +50,7 @@ class Worker:
     def wait_until_blocked(self):
         """Wait until the process sleeps in the kernel for the lock."""
         wchan = Path(f"/proc/{self.process.pid}/wchan")
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + 1.0  # where the kernel does not say; who waits gives up after 2 s
         while "futex" not in wchan.read_text() and time.monotonic() < deadline:
             os.sched_yield()
 

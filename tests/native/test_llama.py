@@ -66,7 +66,7 @@ def test_another_library_is_refused(change: str, message: str) -> None:
         [sys.executable, "-c", REFUSE.format(change=change)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
         env={**os.environ, "PYTHONPATH": "native"},
     )
