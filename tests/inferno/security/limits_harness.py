@@ -6,14 +6,17 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
+from unittest import mock
 
 from inferno.security.limits import FAMILIES, Limiter, LimitSettings
+from inferno.storage import redis as redis_module
 from inferno.storage.bucket_store import BucketStore, SharedBuckets, create_shared_table
 from inferno.storage.redis import RedisBuckets
 from tests.ports import free_port
 
 T = TypeVar("T")
 START_US = 10_000_000_000
+PATIENCE = {"TIMEOUT_SECONDS": 60.0, "POOL_TIMEOUT_SECONDS": 60.0}  # a busy machine is no store that is away
 
 
 class Harness:
@@ -38,8 +41,9 @@ class Harness:
             return SharedBuckets(self.table)
         self.generation += 1
         assert self.url is not None
-        return RedisBuckets(self.url, FAMILIES, f"worker {self.generation}", now_us=lambda: self.now_us,
-                            prefix=self.prefix, breaker_seconds=0)
+        with mock.patch.multiple(redis_module, **PATIENCE):
+            return RedisBuckets(self.url, FAMILIES, f"worker {self.generation}", now_us=lambda: self.now_us,
+                                prefix=self.prefix, breaker_seconds=0)
 
     def restart_worker(self) -> None:
         if self.table is not None:

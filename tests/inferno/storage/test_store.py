@@ -1,6 +1,7 @@
 """The store: migrations, transactions, constraints, loss; the same body over SQLite and PostgreSQL."""
 
 import asyncio
+import contextlib
 import os
 import re
 import sqlite3
@@ -268,7 +269,8 @@ def test_the_sqlite_file_is_private_wal_and_safe(tmp_path):
     (tmp_path / "link.db").symlink_to(path)
     with pytest.raises(StartError, match="regular file"):
         asyncio.run(_open_and_close(f"sqlite:///{tmp_path}/link.db"))
-    assert sqlite3.connect(path).execute("SELECT count(*) FROM accounts").fetchone() == (0,)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM accounts").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "file:///x", ""])
