@@ -56,7 +56,7 @@ class Collector:
                     self.spans += scope.spans
             self._changed.notify_all()
 
-    def wait_for(self, is_wanted: Any, num: int = 1, seconds: float = 30) -> list[Any]:
+    def wait_for(self, is_wanted: Any, num: int = 1, seconds: float = 120) -> list[Any]:
         """Return the spans that `is_wanted`, once there are `num` of them."""
         deadline = time.monotonic() + seconds
         with self._changed:

@@ -6,7 +6,7 @@ message starts with can ask for more:
     !fail CODE        prepare fails with this code         !die     the connection ends while generating
     !late CODE        generation fails after two tokens    !hang    no token ever comes
     !noise            as many random letters as max_tokens, from the seed
-    !slow             a step of 50 ms
+    !slow             a step of 50 ms                       !hold    two tokens, the others when `let_go` is set
 
 Keeps what it was told in `log`, so that tests can see that nothing is started twice or left behind.
 """
@@ -133,6 +133,7 @@ class FakeEngine:
     def __init__(self, sock: socket.socket, info: ModelInfo | None = None) -> None:
         self.info = info or fake_info()
         self.log: list[Any] = []
+        self.let_go = threading.Event()
         self._channel = BlockingChannel(sock, FrontToEngine, max_frame_bytes=MAX_ENGINE_FRAME)
         self._sock = sock
         self._prepared: dict[int, tuple[str, int]] = {}
@@ -165,7 +166,7 @@ class FakeEngine:
             pass
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(5)
+                thread.join(60)
         self._sock.close()
 
     def _read(self) -> None:
@@ -272,6 +273,9 @@ class FakeEngine:
         for request, choices in running.items():
             tail = choices[0].answer.decode("utf-8", "replace")
             if tail.startswith("!hang"):
+                pause = max(pause, 0.02)
+                continue
+            if tail.startswith("!hold") and choices[0].num_done >= 2 and not self.let_go.is_set():
                 pause = max(pause, 0.02)
                 continue
             if tail.startswith("!die") and choices[0].num_done >= 2:

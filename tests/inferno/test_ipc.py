@@ -131,7 +131,7 @@ def test_a_peers_last_words_arrive_also_when_a_write_tells_of_its_end(is_gone):
         assert heard == []
         with pytest.raises(ProtocolError, match="closed"):
             a.send(messages.Drop(request=4))
-        assert isinstance(await asyncio.wait_for(over, 10), OSError)
+        assert isinstance(await asyncio.wait_for(over, 60), OSError)
         assert heard == [messages.Drop(request=1), messages.Drop(request=2)]
         right.close()
 

@@ -146,5 +146,5 @@ def test_an_encrypted_key_is_refused_and_never_asks(pair, monkeypatch):
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert "is encrypted" in str(outcome[0])

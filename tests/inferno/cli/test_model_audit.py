@@ -112,9 +112,9 @@ def live(data: DataDir) -> Iterator[Sink]:
     async def closed() -> None:
         server.close()
 
-    server = asyncio.run_coroutine_threadsafe(opened(), loop).result(5)
+    server = asyncio.run_coroutine_threadsafe(opened(), loop).result(60)
     yield sink
-    asyncio.run_coroutine_threadsafe(closed(), loop).result(5)
+    asyncio.run_coroutine_threadsafe(closed(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -75,7 +75,7 @@ def main() -> None:
                     channel.send(Pong(serial=message.serial))
             case EngineUp():
                 with socket.socket(fileno=descriptors[0]) as engine:
-                    engine.settimeout(10)
+                    engine.settimeout(60)
                     heard = engine.recv(100).decode()
                 report("engine_up", model=message.model, generation=message.generation, heard=heard)
             case EngineGone():

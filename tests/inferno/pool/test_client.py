@@ -54,7 +54,7 @@ class Engine:
         self.channel.send(EngineHello(version=version, model=fake_info()))
 
     async def next(self, kind: type) -> Any:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             message = await self.inbox.get()
         assert isinstance(message, kind), message
         return message
@@ -149,7 +149,7 @@ def test_box_3_a_lie_ends_the_connection(name: str) -> None:
         for message in LIES[name](request):
             engine.channel.send(message)
         with pytest.raises(EngineError) as caught:
-            await call.events(5)
+            await call.events(60)
         assert caught.value.code == "engine_failed"
         assert client.is_closed
 
@@ -242,7 +242,7 @@ def test_engines_come_and_go() -> None:
             await engines.connect(engines.find("b"))
         assert caught.value.code == "no_model"
         engines.default = "a"
-        engines.wait_seconds = 5
+        engines.wait_seconds = 60
         engine = Engine()
         waiting = asyncio.ensure_future(engines.connect(engines.find("default")))
         await asyncio.sleep(0)

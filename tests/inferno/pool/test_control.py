@@ -115,7 +115,7 @@ async def test_garbage_ends_its_own_connection_only(tmp_path: Path, garbage: byt
 
     def speak() -> bytes:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(str(path))
             sock.sendall(garbage)
             try:
@@ -143,7 +143,7 @@ async def test_another_user_is_refused_even_where_the_file_lets_him(tmp_path: Pa
                 os.setresgid(65534, 65534, 65534)
                 os.setresuid(65534, 65534, 65534)
                 with socket.socket(socket.AF_UNIX) as sock:
-                    sock.settimeout(10)
+                    sock.settimeout(60)
                     sock.connect(str(path))
                     status = 0 if sock.recv(10) == b"" else 1
             os._exit(status)

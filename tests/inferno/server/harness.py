@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec.structs import replace
@@ -53,6 +54,15 @@ def settings_for_tests(**sections: dict[str, Any]) -> config.Settings:
         changes = {**defaults.get(name, {}), **sections.get(name, {})}
         settings = replace(settings, **{name: replace(getattr(settings, name), **changes)})
     return settings
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what another process or thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not happen in time")
+        time.sleep(0.01)
 
 
 class WorkerUnderTest:
@@ -102,37 +112,43 @@ class WorkerUnderTest:
         self.control.send(message, [self.listener.fileno(), *(table.fd for table in self.tables.values())])
 
     def wait_ready(self) -> None:
-        if not self._ready.wait(20):
+        if not self._ready.wait(120):
             raise AssertionError(f"the worker is not ready; exit status {self.process.poll()}")
 
     def ping(self, serial: int = 7) -> bool:
         self._pong.clear()
         self.control.send(Ping(serial=serial))
-        return self._pong.wait(5)
+        return self._pong.wait(60)
 
     def engine_up(self, name: str = "fake", **info: Any) -> FakeEngine:
+        """Connect an engine; the worker knows of it when this returns."""
         self.generation += 1
         ours, theirs = socket.socketpair()
         facts = fake_info(name, **info)
         self.control.send(EngineUp(model=name, generation=self.generation, info=facts), [theirs.fileno()])
         theirs.close()
         engine = self.engines[name] = FakeEngine(ours, facts)
+        if not self.ping(self.generation):  # messages are taken in their order
+            raise AssertionError("the worker does not answer")
         return engine
 
     def engine_gone(self, name: str = "fake", state: Any = "restarting") -> None:
+        """Take an engine away; the worker knows of it when this returns."""
         self.control.send(EngineGone(model=name, generation=self.generation, state=state, retry_after=3.0))
         self.engines.pop(name).close()
+        if not self.ping(self.generation):
+            raise AssertionError("the worker does not answer")
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def close(self) -> None:
         for engine in self.engines.values():
             engine.close()
         with contextlib.suppress(OSError):
             self._control_sock.shutdown(socket.SHUT_RDWR)
-        self._reader.join(5)
+        self._reader.join(60)
         self.control.close()
         self.listener.close()
         for table in self.tables.values():
@@ -140,7 +156,7 @@ class WorkerUnderTest:
             table.close()
         if self.process.poll() is None:
             try:
-                self.process.wait(5)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
@@ -159,10 +175,10 @@ class WorkerUnderTest:
                 self._ready.set()
             elif isinstance(message, Pong):
                 self._pong.set()
-            elif isinstance(message, Ask):
-                self.control.send(Answer(serial=message.serial, error="not_found"))
-            elif isinstance(message, AuditAppend):
-                self.control.send(Answer(serial=message.serial))
+            elif isinstance(message, Ask | AuditAppend):
+                error = "not_found" if isinstance(message, Ask) else None
+                with contextlib.suppress(OSError):  # a worker that ends waits for no answer
+                    self.control.send(Answer(serial=message.serial, error=error))
 
 
 @contextlib.contextmanager
@@ -185,18 +201,16 @@ def running_worker(
         worker.close()
 
 
-def raw_exchange(port: int, data: bytes, *, timeout: float = 5.0, close_write: bool = False) -> bytes:
-    """Send bytes, read until the other side closes or goes silent; return what came."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+def raw_exchange(port: int, data: bytes) -> bytes:
+    """Send bytes, read until the other side closes; return what came."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         with contextlib.suppress(OSError):
             sock.sendall(data)
-        if close_write:
-            sock.shutdown(socket.SHUT_WR)
         parts = []
         while True:
             try:
                 part = sock.recv(65536)
-            except (TimeoutError, ConnectionResetError):
+            except ConnectionResetError:
                 break
             if not part:
                 break

@@ -25,7 +25,7 @@ from inferno.server.http import Context
 from inferno.server.redactors import NativeRedactors
 from inferno.server.sse import PADDING_BLOCK
 
-from .harness import WorkerUnderTest, running_worker, settings_for_tests
+from .harness import WorkerUnderTest, running_worker, settings_for_tests, until
 
 DATA = Path(__file__).parents[2] / "data"
 KEY = "AKIAIOSFODNN7EXAMPLQ"  # the form of an AWS access key id, invented
@@ -46,7 +46,7 @@ def guarded() -> Iterator[WorkerUnderTest]:
 
 def chat(worker: WorkerUnderTest, text: Any, **fields: Any) -> httpx.Response:
     body = {"messages": [{"role": "user", "content": text}], **fields}
-    return httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=20)
+    return httpx.post(f"{worker.base_url}/v1/chat/completions", json=body, timeout=60)
 
 
 def streamed(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def streamed(answer: httpx.Response) -> list[dict[str, Any]]:
 
 def audited(worker: WorkerUnderTest, event: str) -> list[dict[str, Any]]:
     """Wait for a record of this event."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         found = [
             record
@@ -78,7 +78,7 @@ def test_sec_133_secrets_are_replaced_streamed_or_not(guarded: WorkerUnderTest) 
     chunks = streamed(chat(guarded, TEXT, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
     completion = httpx.post(
-        f"{guarded.base_url}/v1/completions", json={"prompt": TEXT, "max_tokens": 200}
+        f"{guarded.base_url}/v1/completions", json={"prompt": TEXT, "max_tokens": 200}, timeout=60
     ).json()
     assert completion["choices"][0]["text"] == whole
     counts = audited(guarded, "output.redacted")
@@ -128,7 +128,7 @@ def test_sec_117_lengths(guarded: WorkerUnderTest) -> None:
         "input_too_long",
         "messages[0].content[1]",
     )
-    prompt = httpx.post(f"{guarded.base_url}/v1/completions", json={"prompt": ["a", "x" * 501]}).json()
+    prompt = httpx.post(f"{guarded.base_url}/v1/completions", json={"prompt": ["a", "x" * 501]}, timeout=60).json()
     assert prompt["error"]["param"] == "prompt[1]"
 
 
@@ -136,7 +136,7 @@ def test_sec_118_nul_and_sec_115_lone_surrogates(guarded: WorkerUnderTest) -> No
     for escape in ("\\u0000", "\\ud800"):
         body = '{"messages":[{"role":"user","content":"a' + escape + 'b"}]}'
         headers = {"content-type": "application/json"}
-        answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", content=body, headers=headers)
+        answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", content=body, headers=headers, timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_text")
 
 
@@ -145,7 +145,7 @@ def test_inp_4_controls_are_removed_before_the_engine(guarded: WorkerUnderTest) 
     chat(guarded, "red \x1b[31mtext\x0cnext page")
     prompt = engine.logged(Prepare)[-1].prompt
     assert prompt.messages[0]["content"] == "red [31mtext\nnext page"
-    assert any("control" in record["reason"] for record in audited(guarded, "input.flagged"))
+    until(lambda: any("control" in record["reason"] for record in audited(guarded, "input.flagged")))
 
 
 def test_inp_9_attacks_in_content_are_reported_and_answered(guarded: WorkerUnderTest) -> None:
@@ -163,16 +163,16 @@ def test_sec_125_attacks_as_model_names_are_refused(guarded: WorkerUnderTest, na
 
 def test_identifiers_in_messages_are_refused(guarded: WorkerUnderTest) -> None:
     body = {"messages": [{"role": "user", "content": "x", "name": "ann<script>"}]}
-    answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{guarded.base_url}/v1/chat/completions", json=body, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages[0].name")
     good = {"messages": [{"role": "user", "content": "x", "name": "_Ann-1"}]}
-    assert httpx.post(f"{guarded.base_url}/v1/chat/completions", json=good).status_code == 200
+    assert httpx.post(f"{guarded.base_url}/v1/chat/completions", json=good, timeout=60).status_code == 200
 
 
 def test_attacks_in_the_query_are_refused(guarded: WorkerUnderTest) -> None:
-    answer = httpx.get(f"{guarded.base_url}/v1/models?x=../../../../etc/passwd")
+    answer = httpx.get(f"{guarded.base_url}/v1/models?x=../../../../etc/passwd", timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "input_blocked")
-    assert httpx.get(f"{guarded.base_url}/v1/models?limit=20").status_code == 200
+    assert httpx.get(f"{guarded.base_url}/v1/models?limit=20", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_attacks_in_the_query_are_refused(guarded: WorkerUnderTest) -> None:
     ],
 )
 def test_inp_9_attacks_in_headers_are_refused(guarded: WorkerUnderTest, header: str, value: str) -> None:
-    answer = httpx.get(f"{guarded.base_url}/v1/models", headers={header: value})
+    answer = httpx.get(f"{guarded.base_url}/v1/models", headers={header: value}, timeout=60)
     assert answer.status_code == 400
     assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("input_blocked", header)
     assert value not in answer.text
@@ -197,14 +197,14 @@ def test_inp_9_attacks_in_headers_are_refused(guarded: WorkerUnderTest, header: 
 
 def test_inp_9_attacks_in_paths_are_refused(guarded: WorkerUnderTest) -> None:
     for raw in ("..%2F..%2Fetc%2Fpasswd", "x%00", "m%E2%80%AEodel", "a%27%20OR%201=1--", "%EF%BC%8E%EF%BC%8E%EF%BC%8Fetc"):
-        answer = httpx.get(f"{guarded.base_url}/v1/models/{raw}")
+        answer = httpx.get(f"{guarded.base_url}/v1/models/{raw}", timeout=60)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id"), raw
     for raw in ("fake", "org%2Fno-such-model", "llama-3.1:8b", "Mod%C3%A8le%20deux"):
-        assert httpx.get(f"{guarded.base_url}/v1/models/{raw}").status_code == (200 if raw == "fake" else 404), raw
+        assert httpx.get(f"{guarded.base_url}/v1/models/{raw}", timeout=60).status_code == (200 if raw == "fake" else 404), raw
 
 
 def test_inp_9_health_and_credentials_are_not_screened(guarded: WorkerUnderTest) -> None:
-    answer = httpx.get(f"{guarded.base_url}/healthz", headers={"user-agent": "../../etc/passwd"})
+    answer = httpx.get(f"{guarded.base_url}/healthz", headers={"user-agent": "../../etc/passwd"}, timeout=60)
     assert answer.status_code == 200
 
 
@@ -401,7 +401,7 @@ def test_inp_9_own_rules_of_the_data_directory_are_taken_over_at_a_reload(tmp_pa
         return sum(f"own-{name}" in r["reason"] for r in records if r["event"] == "input.flagged")
 
     def ask_until_flagged(worker: WorkerUnderTest, name: str) -> None:
-        before, deadline = flagged(worker, name), time.monotonic() + 30
+        before, deadline = flagged(worker, name), time.monotonic() + 60
         while flagged(worker, name) == before:
             assert time.monotonic() < deadline
             assert chat(worker, f"What about project {name}?").status_code == 200

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 
 from inferno.messages import Cancel, Start
 
-from .harness import WorkerUnderTest, running_worker
+from .harness import WorkerUnderTest, running_worker, until
 
 TEXTS = [
     "plain",
@@ -38,10 +37,10 @@ def test_model_with_a_slash_is_found_by_its_exact_name() -> None:
     with running_worker(models=("org/repo",)) as worker:
         made = openai.OpenAI(base_url=f"{worker.base_url}/v1", api_key="unused", max_retries=0)
         assert made.models.retrieve("org/repo").id == "org/repo"
-        assert httpx.get(f"{worker.base_url}/v1/models/org/repo").status_code == 404
-        assert httpx.get(f"{worker.base_url}/v1/models/org%2Frepo").status_code == 200
+        assert httpx.get(f"{worker.base_url}/v1/models/org/repo", timeout=60).status_code == 404
+        assert httpx.get(f"{worker.base_url}/v1/models/org%2Frepo", timeout=60).status_code == 200
         assert (
-            httpx.get(f"{worker.base_url}/v1/models/org%2F..%2Frepo").json()["error"]["code"]
+            httpx.get(f"{worker.base_url}/v1/models/org%2F..%2Frepo", timeout=60).json()["error"]["code"]
             == "model_not_found"
         )
         made.close()
@@ -86,7 +85,7 @@ def test_stream_order_and_fields(client: openai.OpenAI) -> None:
 
 def test_stream_on_the_wire_ends_with_done_and_the_body(worker: WorkerUnderTest) -> None:
     body = {"messages": user("ab"), "stream": True, "stream_options": {"include_usage": True}}
-    with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body) as answer:
+    with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body, timeout=60) as answer:
         text = answer.read().decode()
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["x-request-id"].startswith("req_")
@@ -177,14 +176,14 @@ def test_prompt_shapes(client: openai.OpenAI) -> None:
 
 def test_tokenize_and_detokenize(worker: WorkerUnderTest) -> None:
     url = f"{worker.base_url}/v1"
-    assert httpx.post(f"{url}/tokenize", json={"prompt": "hi"}).json() == {
+    assert httpx.post(f"{url}/tokenize", json={"prompt": "hi"}, timeout=60).json() == {
         "tokens": [256, 104, 105],
         "count": 3,
     }
-    chat = httpx.post(f"{url}/tokenize", json={"model": "fake", "messages": user("hi")}).json()
+    chat = httpx.post(f"{url}/tokenize", json={"model": "fake", "messages": user("hi")}, timeout=60).json()
     assert chat["count"] == len(chat["tokens"]) > 3
-    assert httpx.post(f"{url}/detokenize", json={"tokens": [104, 105]}).json() == {"text": "hi"}
-    refused = httpx.post(f"{url}/detokenize", json={"tokens": [258]})
+    assert httpx.post(f"{url}/detokenize", json={"tokens": [104, 105]}, timeout=60).json() == {"text": "hi"}
+    refused = httpx.post(f"{url}/detokenize", json={"tokens": [258]}, timeout=60)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
 
 
@@ -250,11 +249,11 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
         stream = made.chat.completions.create(model="fake", messages=user("!slow " + "x" * 500), stream=True)
         next(iter(stream))
         stream.close()
-        _until(lambda: engine.num_running == 0)
+        until(lambda: engine.num_running == 0)
         assert len(engine.logged(Cancel)) == 1
         with pytest.raises(openai.APITimeoutError):
-            made.chat.completions.create(model="fake", messages=user("!hang"), timeout=0.3)
-        _until(lambda: len(engine.logged(Cancel)) == 2 and engine.num_running == 0)
+            made.chat.completions.create(model="fake", messages=user("!hang"), timeout=3)
+        until(lambda: len(engine.logged(Cancel)) == 2 and engine.num_running == 0)
         assert made.models.list().data
         made.close()
 
@@ -305,12 +304,3 @@ def test_priority_and_the_callers_share_reach_the_engine(worker: WorkerUnderTest
     client.chat.completions.create(model="fake", messages=user("x"), extra_body={"priority": 7})
     start = worker.engines["fake"].logged(Start)[-1]
     assert (start.priority, start.weight) == (7, 1.0)
-
-
-def _until(condition: Any, seconds: float = 5.0) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError("it did not happen in time")
-        time.sleep(0.01)

@@ -1,7 +1,8 @@
-"""The HTTP edge by raw sockets: smuggling list, sizes, deadlines, caps. A real worker process; short deadlines by settings."""
+"""The HTTP edge by raw sockets: smuggling list, sizes, deadlines, caps. Real worker processes, one with short deadlines."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .harness import WorkerUnderTest, raw_exchange, running_worker, settings_for_tests
+from .harness import WorkerUnderTest, raw_exchange, running_worker, settings_for_tests, until
 
 HOST = b"Host: localhost\r\n"
 OK = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -17,15 +18,17 @@ OK = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[WorkerUnderTest]:
-    settings = settings_for_tests(
-        server={
-            "header_timeout_seconds": 1.0,
-            "idle_timeout_seconds": 1.5,
-            "max_body_bytes": 65536,
-            "max_connections_per_ip": 40,
-        }
-    )
-    with running_worker(settings) as running:
+    """With deadlines that no test comes near, however slow the machine."""
+    server = {
+        "header_timeout_seconds": 120.0, "idle_timeout_seconds": 120.0, "max_body_bytes": 65536, "max_connections_per_ip": 40,
+    }  # fmt: skip
+    with running_worker(settings_for_tests(server=server)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[WorkerUnderTest]:
+    with running_worker(settings_for_tests(server={"header_timeout_seconds": 1.0, "idle_timeout_seconds": 1.5})) as running:
         yield running
 
 
@@ -48,6 +51,13 @@ def receive_answer(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
             status, headers, body = parse(raw)
             if len(body) >= int(headers["content-length"]):
                 return status, headers, body
+
+
+def one_answer(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes on a connection of their own and read one answer; the connection may stay open behind it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        sock.sendall(data)
+        return receive_answer(sock)
 
 
 def check_refusal(raw: bytes, status: int, code: str) -> None:
@@ -153,7 +163,7 @@ def test_sec_160_ambiguous_requests_are_refused_and_closed(edge: WorkerUnderTest
     "name", ["two lengths", "trailer", "chunk too long", "bare line feed in headers", "signed chunk"]
 )
 def test_sec_160_also_byte_by_byte(edge: WorkerUnderTest, name: str) -> None:
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw = b""
         try:
@@ -170,14 +180,14 @@ def test_sec_159_too_many_header_bytes(edge: WorkerUnderTest) -> None:
     line = b"X-Pad: " + b"a" * 1000 + b"\r\n"
     head = b"GET /healthz HTTP/1.1\r\n" + HOST
     fits = head + line * 15 + b"X: " + b"b" * (16384 - len(HOST) - 15 * len(line) - 5) + b"\r\n\r\n"
-    assert parse(raw_exchange(edge.port, fits, close_write=False, timeout=0.5))[0] == 200
+    assert one_answer(edge.port, fits)[0] == 200
     check_refusal(raw_exchange(edge.port, fits[:-4] + b"b\r\n\r\n"), 431, "headers_too_large")
     check_refusal(raw_exchange(edge.port, head + line * 40), 431, "headers_too_large")
 
 
 def test_sec_159_too_many_header_lines(edge: WorkerUnderTest) -> None:
     head = b"GET /healthz HTTP/1.1\r\n" + HOST
-    assert parse(raw_exchange(edge.port, head + b"X: y\r\n" * 99 + b"\r\n", timeout=0.5))[0] == 200
+    assert one_answer(edge.port, head + b"X: y\r\n" * 99 + b"\r\n")[0] == 200
     check_refusal(raw_exchange(edge.port, head + b"X: y\r\n" * 100 + b"\r\n"), 431, "headers_too_large")
 
 
@@ -185,7 +195,7 @@ def test_sec_159_too_long_url(edge: WorkerUnderTest) -> None:
     def get(size: int) -> bytes:
         return b"GET /" + b"a" * (size - 1) + b" HTTP/1.1\r\n" + HOST + b"\r\n"
 
-    assert parse(raw_exchange(edge.port, get(8192), timeout=0.5))[0] == 404
+    assert one_answer(edge.port, get(8192))[0] == 404
     check_refusal(raw_exchange(edge.port, get(8193)), 414, "uri_too_long")
     check_refusal(raw_exchange(edge.port, b"GET /" + b"a" * 9000), 414, "uri_too_long")
 
@@ -194,7 +204,7 @@ def test_sec_112_body_limit_by_length(edge: WorkerUnderTest) -> None:
     body = b'{"messages":[{"role":"user","content":"x"}],"user":"' + b" " * 100
     body += b" " * (65536 - len(body) - 2) + b'"}'
     exact = POST + b"Content-Length: 65536\r\n\r\n" + body
-    status, _, answer = parse(raw_exchange(edge.port, exact, timeout=1))
+    status, _, answer = one_answer(edge.port, exact)
     assert (status, json.loads(answer)["error"]["param"]) == (400, "user")
     check_refusal(
         raw_exchange(edge.port, POST + b"Content-Length: 65537\r\n\r\n" + body), 413, "request_too_large"
@@ -203,14 +213,14 @@ def test_sec_112_body_limit_by_length(edge: WorkerUnderTest) -> None:
 
 def test_sec_112_body_limit_while_chunks_arrive(edge: WorkerUnderTest) -> None:
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-    assert parse(raw_exchange(edge.port, CHUNKED + chunk * 2 + b"0\r\n\r\n", timeout=1))[0] == 400
+    assert one_answer(edge.port, CHUNKED + chunk * 2 + b"0\r\n\r\n")[0] == 400
     check_refusal(raw_exchange(edge.port, CHUNKED + chunk * 2 + b"1\r\n \r\n"), 413, "request_too_large")
 
 
 def test_chunked_bodies_work_at_every_split(edge: WorkerUnderTest) -> None:
     message = CHUNKED + b'5\r\n{"mod\r\n19;a=b\r\nel":"gpt-9","messages":[]\r\n1\r\n}\r\n0\r\n\r\n'
     for cut in range(len(CHUNKED), len(message), 3):
-        with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(message[:cut])
             sock.sendall(message[cut:])
@@ -220,7 +230,7 @@ def test_chunked_bodies_work_at_every_split(edge: WorkerUnderTest) -> None:
 
 def test_pipelined_requests_are_answered_in_order(edge: WorkerUnderTest) -> None:
     chunked = CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as sock:
         sock.sendall(
             OK + chunked + b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n" + OK + SMUGGLING["two hosts"]
         )
@@ -232,27 +242,25 @@ def test_pipelined_requests_are_answered_in_order(edge: WorkerUnderTest) -> None
 
 
 def test_an_empty_line_before_a_request_is_tolerated(edge: WorkerUnderTest) -> None:
-    assert parse(raw_exchange(edge.port, b"\r\n" + OK, timeout=0.5))[0] == 200
+    assert one_answer(edge.port, b"\r\n" + OK)[0] == 200
 
 
 def test_expect_continue(edge: WorkerUnderTest) -> None:
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as sock:
         sock.sendall(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"{}")
         assert receive_answer(sock)[0] == 400
 
 
-def test_sec_157_headers_that_trickle(edge: WorkerUnderTest) -> None:
+def test_sec_157_headers_that_trickle(hasty: WorkerUnderTest) -> None:
     started = time.monotonic()
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as sock:
         sock.settimeout(0.2)
         raw = b""
-        while time.monotonic() - started < 4:
-            try:
+        while time.monotonic() - started < 60:
+            with contextlib.suppress(OSError):
                 sock.sendall(b"G" if not raw else b"")
-            except OSError:
-                break
             try:
                 part = sock.recv(65536)
             except TimeoutError:
@@ -261,36 +269,44 @@ def test_sec_157_headers_that_trickle(edge: WorkerUnderTest) -> None:
                 break
             raw += part
             # others are served meanwhile
-            assert parse(raw_exchange(edge.port, OK, timeout=0.3))[0] == 200
-    assert 0.9 <= time.monotonic() - started < 3
+            assert one_answer(hasty.port, OK)[0] == 200
+    assert 0.9 <= time.monotonic() - started < 30
     check_refusal(raw, 408, "request_timeout")
 
 
-def test_a_connection_that_says_nothing_is_closed(edge: WorkerUnderTest) -> None:
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+def test_a_connection_that_says_nothing_is_closed(hasty: WorkerUnderTest) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as sock:
         assert sock.recv(100) == b""
 
 
-def test_idle_connections_are_closed(edge: WorkerUnderTest) -> None:
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as sock:
+def test_idle_connections_are_closed(hasty: WorkerUnderTest) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as sock:
+        started = time.monotonic()
         sock.sendall(OK)
         assert receive_answer(sock)[0] == 200
-        started = time.monotonic()
         assert sock.recv(100) == b""
-        assert 1.0 <= time.monotonic() - started < 4
+        assert 1.0 <= time.monotonic() - started < 30
 
 
 def test_connections_of_one_source_are_capped(edge: WorkerUnderTest) -> None:
-    socks = [socket.create_connection(("127.0.0.1", edge.port), timeout=5) for _ in range(40)]
+    socks: list[socket.socket] = []
+
+    def is_served() -> bool:
+        """Open one more; kept when it is answered."""
+        sock = socket.create_connection(("127.0.0.1", edge.port), timeout=60)
+        sock.sendall(OK)
+        if receive_answer(sock)[0] == 200:
+            socks.append(sock)
+            return True
+        sock.close()
+        return False
+
     try:
-        for sock in socks:
-            sock.sendall(OK)
-            assert receive_answer(sock)[0] == 200
+        until(lambda: is_served() and len(socks) == 40)  # those of the tests before may be counted for a moment
         check_refusal(raw_exchange(edge.port, OK), 429, "rate_limit_exceeded")
         socks.pop().close()
-        deadline = time.monotonic() + 3
-        while parse(raw_exchange(edge.port, OK, timeout=0.3))[0] != 200:
-            assert time.monotonic() < deadline
+        until(is_served)
+        check_refusal(raw_exchange(edge.port, OK), 429, "rate_limit_exceeded")
     finally:
         for sock in socks:
             sock.close()
@@ -298,7 +314,7 @@ def test_connections_of_one_source_are_capped(edge: WorkerUnderTest) -> None:
 
 def test_every_answer_has_the_headers_and_no_version(edge: WorkerUnderTest) -> None:
     for request in (OK, b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n", SMUGGLING["two hosts"]):
-        _, headers, _ = parse(raw_exchange(edge.port, request, timeout=0.5))
+        _, headers, _ = one_answer(edge.port, request)
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert headers["x-request-id"].startswith("req_")

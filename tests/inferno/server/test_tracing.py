@@ -41,7 +41,7 @@ def worker(collector: Collector) -> Iterator[WorkerUnderTest]:
 
 
 def post(worker: WorkerUnderTest, body: Any, path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
-    return httpx.post(f"{worker.base_url}{path}", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{worker.base_url}{path}", json=body, headers=headers, timeout=60)
 
 
 def test_a_request_is_a_span_with_prepare_queue_prefill_decode(worker: WorkerUnderTest, collector: Collector) -> None:
@@ -110,10 +110,10 @@ def test_refusals_and_faults_are_told(worker: WorkerUnderTest, collector: Collec
     assert attributes(root)["http.response.status_code"] == 404
     assert "gen_ai.request.model" not in attributes(root)  # the client's text
     assert children == []
-    missing = httpx.get(f"{worker.base_url}/nothing/here?text=canary-query")
+    missing = httpx.get(f"{worker.base_url}/nothing/here?text=canary-query", timeout=60)
     root, _ = collector.of_request(missing.headers["x-request-id"])
     assert root.name == "GET unknown"
-    odd = httpx.request("PROPFIND", f"{worker.base_url}/v1/models")
+    odd = httpx.request("PROPFIND", f"{worker.base_url}/v1/models", timeout=60)
     root, _ = collector.of_request(odd.headers["x-request-id"])
     assert root.name == "other /v1/models"
 
@@ -135,7 +135,7 @@ def test_nothing_of_the_client_or_the_model_is_in_a_trace(worker: WorkerUnderTes
     collector.of_request(answer.headers["x-request-id"])
     assert post(worker, {**CHAT, canary: 1}).status_code == 400
     assert post(worker, CHAT, f"/v1/{canary}").status_code == 404
-    last = httpx.get(f"{worker.base_url}/v1/models/{canary}?{canary}")
+    last = httpx.get(f"{worker.base_url}/v1/models/{canary}?{canary}", timeout=60)
     collector.of_request(last.headers["x-request-id"])
     assert not any(canary.encode() in raw for raw in collector.raw)
     assert not any(b"127.0.0.1" in raw for raw in collector.raw)  # no address of a client either
@@ -143,7 +143,7 @@ def test_nothing_of_the_client_or_the_model_is_in_a_trace(worker: WorkerUnderTes
 
 def test_a_client_that_leaves_shows_what_it_saw(worker: WorkerUnderTest, collector: Collector) -> None:
     body = {**CHAT, "messages": [{"role": "user", "content": "!slow " + "a" * 400}], "stream": True}
-    with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body, timeout=30) as answer:
+    with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body, timeout=60) as answer:
         request_id = answer.headers["x-request-id"]
         for line in answer.iter_lines():
             if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
@@ -157,7 +157,7 @@ def test_a_client_that_leaves_shows_what_it_saw(worker: WorkerUnderTest, collect
 def test_an_engine_that_dies_is_an_error() -> None:
     with collecting() as collector, running_worker(settings_for_tests(telemetry={"otlp_endpoint": collector.url})) as worker:
         body = {**CHAT, "messages": [{"role": "user", "content": "!slow " + "a" * 400}], "stream": True}
-        with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{worker.base_url}/v1/chat/completions", json=body, timeout=60) as answer:
             request_id = answer.headers["x-request-id"]
             lines = answer.iter_lines()
             next(lines)
