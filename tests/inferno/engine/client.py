@@ -88,7 +88,7 @@ class Worker:
         self.sock = sock
         self.answers: dict[int, Answer] = {}
         self._next = 1
-        hello = self._receive(30.0)
+        hello = self._receive(120.0)
         if not isinstance(hello, EngineHello):
             raise AssertionError(hello)
         self.model = hello.model
@@ -105,7 +105,7 @@ class Worker:
         return None if received is None else received[0]
 
     def prepare(self, prompt: str | list[int] | ChatPrompt, *, principal: bytes = ALICE, wait: bool = True,
-                want_tokens: bool = False, timeout: float = 60.0) -> int:  # fmt: skip
+                want_tokens: bool = False, timeout: float = 120.0) -> int:  # fmt: skip
         number = self._next
         self._next += 1
         self.answers[number] = Answer()
@@ -132,19 +132,19 @@ class Worker:
         number = self.prepare(prompt, principal=principal)
         return number if self.answers[number].failed else self.start(number, **options)
 
-    def run(self, prompt: str | list[int] | ChatPrompt, timeout: float = 120.0, **options: Any) -> Answer:
+    def run(self, prompt: str | list[int] | ChatPrompt, timeout: float = 300.0, **options: Any) -> Answer:
         number = self.submit(prompt, **options)
         self.finish([number], options.get("num_choices", 1), timeout)
         return self.answers[number]
 
-    def finish(self, numbers: list[int], num_choices: int = 1, timeout: float = 120.0) -> list[Answer]:
+    def finish(self, numbers: list[int], num_choices: int = 1, timeout: float = 300.0) -> list[Answer]:
         self.wait(lambda: all(self.answers[n].is_over(num_choices) for n in numbers), timeout)
         return [self.answers[n] for n in numbers]
 
     def cancel(self, number: int) -> None:
         self.channel.send(Cancel(request=number))
 
-    def wait(self, condition: Any, timeout: float = 60.0) -> None:
+    def wait(self, condition: Any, timeout: float = 120.0) -> None:
         """Take messages until `condition()`."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -153,7 +153,7 @@ class Worker:
                 raise TimeoutError("the condition did not come true")
             self.take(left)
 
-    def take(self, timeout: float = 60.0) -> bool:
+    def take(self, timeout: float = 120.0) -> bool:
         """Take one message. False: the engine closed the connection."""
         message = self._receive(timeout)
         match message:
@@ -196,7 +196,7 @@ class EngineUnderTest:
         self,
         path: Path | str,
         *,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         program: tuple[str, ...] = ("-m", "inferno.engine.main"),
         **settings: Any,
     ) -> None:
@@ -235,13 +235,13 @@ class EngineUnderTest:
                 case EngineReady():
                     self.ready = message
                 case ModelRefused():
-                    self.process.wait(10)
+                    self.process.wait(60)
                     self.close()
                     raise EngineFailed(message)
                 case LogLine():
                     self.log.append(message)
                 case None:
-                    self.process.wait(10)
+                    self.process.wait(60)
                     self.close()
                     raise EngineFailed(None)
                 case ModelVerified():
@@ -278,7 +278,7 @@ class EngineUnderTest:
         self._attached.append(worker)
         return worker
 
-    def ping(self, timeout: float = 10.0) -> Pong:
+    def ping(self, timeout: float = 60.0) -> Pong:
         self._serial += 1
         self.control.send(Ping(serial=self._serial))
         deadline = time.monotonic() + timeout
@@ -291,6 +291,18 @@ class EngineUnderTest:
             elif message is None:
                 raise ConnectionResetError("the engine is gone")
 
+    def wait_until_idle(self) -> Pong:
+        """Return the answer to a ping once nothing runs, waits or lies in the memory of slots: that is a moment after the
+        last answer ended."""
+        deadline = time.monotonic() + 60
+        while True:
+            pong = self.ping()
+            stats = pong.stats
+            if stats is not None and not (stats.running or stats.waiting or stats.kv_used_tokens):
+                return pong
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still busy: {stats}")
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -302,7 +314,7 @@ class EngineUnderTest:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait(10)
+        self.process.wait(60)
         for child in self.children:
             child.end()
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 def refusal(path: Path, **settings: object) -> tuple[str, str]:
     with pytest.raises(EngineFailed) as failed:
-        EngineUnderTest(path, timeout=60, **settings)
+        EngineUnderTest(path, **settings)
     assert failed.value.message is not None
     return failed.value.message.reason, failed.value.message.detail
 
@@ -54,8 +54,18 @@ def test_what_does_not_fit_is_refused_with_numbers() -> None:
     assert "MiB are available" in detail
 
 
+def measured(**settings: object) -> EngineUnderTest:
+    """Start an engine that measured. At a busy moment one assumes instead; the next one tries again."""
+    for _ in range(5):
+        engine = EngineUnderTest(demo_model(), **settings)
+        if engine.ready is not None and engine.ready.calibration:
+            return engine
+        engine.close()
+    raise AssertionError("no engine came to measure")
+
+
 def test_ready_says_what_is_served() -> None:
-    with EngineUnderTest(demo_model(), sha256=[DEMO_SHA256], slots=2, context_size=300) as engine:
+    with measured(sha256=[DEMO_SHA256], slots=2, context_size=300) as engine:
         assert engine.ready is not None
         info = engine.ready.model
         assert (info.slots, info.context_size, info.vocab_size, info.quantization) == (2, 300, 49152, "Q4_1")

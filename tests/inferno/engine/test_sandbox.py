@@ -97,7 +97,7 @@ def hostile(tmp_path, *, profile="engine", mode="required", user=0, leak=False, 
     arguments = {"profile": profile, "mode": mode, "user": user, "own": str(own), "secret": str(secret), "leak": leak,
                  "only": list(only)}  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-c", HOSTILE, json.dumps(arguments)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", HOSTILE, json.dumps(arguments)], capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -147,7 +147,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize("devices", [[], ["/dev/zero"]], ids=["without", "with"])
 def test_box_1_gpu_device_files_are_opened_by_need_and_no_others(devices):
     done = subprocess.run(
-        [sys.executable, "-c", DEVICES, json.dumps(devices)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", DEVICES, json.dumps(devices)], capture_output=True, text=True, timeout=300, check=True
     )
     opened = {path for path, outcome in json.loads(done.stdout).items() if outcome == "open"}
     assert opened == set(devices)

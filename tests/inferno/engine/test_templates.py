@@ -26,7 +26,7 @@ CHATML = (
 )
 TALK = [{"role": "user", "content": "hi"}]
 SHORT = Limits(
-    sandbox="auto", cpu_seconds=1, wall_seconds=6.0, memory_bytes=256 << 20, max_output_bytes=1 << 16
+    sandbox="auto", cpu_seconds=1, wall_seconds=6.0, memory_bytes=64 << 20, max_output_bytes=1 << 16
 )
 
 
