@@ -21,7 +21,7 @@ import openai
 from tests.models import demo_model
 from tests.ports import free_port
 
-READY_SECONDS = 120
+READY_SECONDS = 240
 ADMIN_PASSWORD = "correct-" + secrets.token_hex(12)
 JWT_SECRET = secrets.token_urlsafe(48)
 
@@ -40,6 +40,13 @@ def command_line(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that nobody has waited for yet has ended. Linux."""
+    with contextlib.suppress(OSError):  # it may go while it is looked at
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
 
 
 class RunningServer:
@@ -92,7 +99,7 @@ class RunningServer:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"the server ended with exit {self.process.returncode}:\n{self.output()}")
             with contextlib.suppress(httpx.HTTPError):
-                with self.http(timeout=2) as client:
+                with self.http(timeout=10) as client:
                     if client.get(path).status_code == status:
                         return
             pause()
@@ -101,12 +108,12 @@ class RunningServer:
     def http(self, **options: Any) -> httpx.Client:
         """Return a plain client of this server, which trusts its certificate and nothing else."""
         verify = False if self.authority is None else ssl.create_default_context(cafile=str(self.authority))
-        return httpx.Client(base_url=self.url, verify=verify, **{"timeout": 30, **options})
+        return httpx.Client(base_url=self.url, verify=verify, **{"timeout": 60, **options})
 
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def stop(self, number: int = signal.SIGTERM, timeout_seconds: float = 60) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_seconds: float = 120) -> int:
         """Signal the supervisor, wait, and return its exit code; nothing of it may be left running."""
         if self.process is None:
             raise AssertionError("not started")
@@ -120,13 +127,23 @@ class RunningServer:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"did not stop within {timeout_seconds} s:\n{self.output()}") from None
-        deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
-            pause()
-        left = [f"{pid} {command_line(pid)}" for pid in family if Path(f"/proc/{pid}").exists()]
+        eventually(lambda: not any(map(is_running, family)))
+        left = [f"{pid} {command_line(pid)}" for pid in family if is_running(pid)]
         if left:
             raise AssertionError(f"left running: {left}")
         return code
+
+    def kill_all(self) -> None:
+        """SIGKILL to the supervisor and everything below it; returns when none of them runs, so that a port is free again."""
+        if self.process is None:
+            raise AssertionError("not started")
+        family = [self.process.pid, *children(self.process.pid)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        if not eventually(lambda: not any(map(is_running, family))):
+            raise AssertionError("killed processes are still there")
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return the audit records of one kind."""
@@ -165,8 +182,9 @@ class RunningServer:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300, **options)
 
 
-def eventually(is_true: Callable[[], Any], seconds: float = 10) -> bool:
-    """Ask until it is true; what other processes do cannot be waited for otherwise."""
+def eventually(is_true: Callable[[], Any], seconds: float = 60) -> bool:
+    """Ask until it is true; what other processes do cannot be waited for otherwise. Not a bound of anything: a busy machine
+    may take its time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if is_true():

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import secrets
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -21,7 +20,7 @@ import pytest
 
 from inferno.security.permissions import PERMISSIONS, ROLES
 from inferno.security.sessions import SessionTokens
-from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, children, pause
+from tests.end_to_end.harness import ADMIN_PASSWORD, JWT_SECRET, RunningServer, children, eventually, pause
 from tests.route_table import operations
 
 pytestmark = pytest.mark.e2e
@@ -96,23 +95,13 @@ def make_key(api, **fields):
 def command(server, *arguments, stdin=None):
     return subprocess.run(
         [sys.executable, "-m", "inferno.cli", *arguments, "--config", str(server.config)],
-        input=stdin, capture_output=True, text=True, env=server.environment, timeout=60,
+        input=stdin, capture_output=True, text=True, env=server.environment, timeout=180,
     )  # fmt: skip
-
-
-def eventually(is_true):
-    """Ask again for ten seconds: records that nobody waits for reach the log a moment later."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if is_true():
-            return True
-        pause()
-    return False
 
 
 def raw(server, method, target, headers=None):
     """One request whose target goes out as it stands."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.putrequest(method, target, skip_host="host" in (headers or {}))
         for name, value in (headers or {}).items():
@@ -362,7 +351,7 @@ def test_gauges_and_verdicts_of_all_workers_stand_in_one_scrape(server, admin):
 
     before = counts()
     for _ in range(20):  # what earlier requests counted is written in batches: until it stands still
-        for _ in range(8):
+        for _ in range(30):
             pause()
         last, before = before, counts()
         if last == before:
@@ -411,11 +400,12 @@ def test_key_5_sec_061_sec_072_400_parallel_calls_while_a_key_goes(server, admin
         else:
             assert admin("DELETE", f"/api/v1/users/{user['id']}").status_code == 200
         answered_at = time.monotonic()
+        calls += [pool.submit(one, i) for i in range(40)]  # these start after it, however long the revoking took
         for call in calls:
             call.result()
     late = [status for started, status in outcomes if started > answered_at]
-    assert len(outcomes) == 400
-    assert len(late) > 20
+    assert len(outcomes) == 440
+    assert len(late) >= 40
     assert set(late) == {401}
     assert {status for _, status in outcomes} <= {200, 401}
 
@@ -513,12 +503,7 @@ def test_sec_143_sec_036_a_revocation_that_was_answered_survives_kill_9_of_every
     session = login(server)
     Api(server, session)("POST", "/api/v1/auth/logout")
     admin("DELETE", f"/api/v1/auth/api-keys/{keys[0]['id']}")
-    for pid in [server.process.pid, *children(server.process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    server.process.wait()
+    server.kill_all()
     verified = command(server, "audit", "verify", "--json")
     assert (verified.returncode, json.loads(verified.stdout)["verdict"]) == (0, "intact")
     records = [json.loads(line) for line in command(server, "audit", "search", "--json").stdout.splitlines()]

@@ -236,7 +236,7 @@ def test_lim_7_sec_097_tokens_are_settled_after_finish_error_and_disconnect(toke
     with server.http(headers={"x-api-key": key}, timeout=60) as client:
         with client.stream("POST", "/v1/chat/completions", json=body) as stream:
             next(stream.iter_lines())  # and away
-    assert eventually(lambda: tokens_left(server, key) >= before - 400)
+    assert eventually(lambda: tokens_left(server, key) >= before - 400, 10)  # what a minute gives back takes longer
 
 
 @pytest.mark.slow

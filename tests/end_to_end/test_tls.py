@@ -258,7 +258,7 @@ def test_sec_157_sec_161_caps_and_the_deadline_hold_before_a_handshake_is_done(t
     extra = "max_connections = 20\nmax_connections_per_ip = 12\nheader_timeout_seconds = 20"
     with tls_server(tmp_path, extra=extra) as server, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
-        assert eventually(lambda: closed_within(silent, 2) >= 20)  # the source's 12 and 8 more to be told so
+        assert eventually(lambda: closed_within(silent, 2) >= 20, 10)  # the source's 12 and 8 more to be told so
         elsewhere = [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), source_address=(f"127.0.0.{n}", 0)))
             for n in range(2, 22)
