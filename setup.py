@@ -13,6 +13,7 @@ EXTENSIONS: list[str] = [
     "candidates",
     "chain",
     "epochs",
+    "frames",
     "gguf",
     "gguf_container",
     "gguf_model",

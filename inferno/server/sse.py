@@ -1,8 +1,8 @@
 """Server-sent events of both generation routes: frames from templates, heartbeats, errors after the first byte.
 
-A frame's fixed parts are encoded once per answer; a token costs one JSON string. All frames of one engine step go out
-in one write. The 200 is sent with the first token or after HEARTBEAT_SECONDS; the generator ends right after [DONE].
-Front workers.
+A frame's fixed parts are encoded once per answer; a token is one call of native code (inferno_native.frames). All frames
+of one engine step go out in one write. The 200 is sent with the first token or after HEARTBEAT_SECONDS; the generator
+ends right after [DONE]. Front workers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
+
+from inferno_native.frames import TextFrame
 
 from ..errors import ApiError
 from .http import Header, StreamReply, encode_json, error_reply
@@ -20,6 +22,7 @@ HEARTBEAT_SECONDS = 10.0
 HEARTBEAT = b": waiting\n\n"
 DONE = b"data: [DONE]\n\n"
 PADDING_BLOCK = 64
+_NO_LOGPROBS = b',"logprobs":null,"finish_reason":null}]'
 EVENT_STREAM: Header = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -37,6 +40,10 @@ class _Tail:
     def __init__(self, includes_usage: bool, has_obfuscation: bool) -> None:
         self._usage = b',"usage":null' if includes_usage else b""
         self._has_obfuscation = has_obfuscation
+
+    def text_frame(self, before: bytes, after: bytes) -> TextFrame | None:
+        """Return the writer of chunks that differ in their text only; None: padding makes each one different."""
+        return None if self._has_obfuscation else TextFrame(before, self.close(after))
 
     def close(self, frame: bytes) -> bytes:
         frame += self._usage
@@ -59,6 +66,7 @@ class ChatFrames:
         ]
         self._num_choices = num_choices
         self._tail = _Tail(includes_usage, has_obfuscation)
+        self._plain = [self._tail.text_frame(before, b"}" + _NO_LOGPROBS) for before in self._content]
 
     def opening(self) -> bytes:
         role = (
@@ -71,7 +79,10 @@ class ChatFrames:
 
     def piece(self, piece: Piece) -> bytes:
         frames = b""
-        if piece.text or piece.logprobs:
+        plain = self._plain[piece.choice]
+        if plain is not None and not piece.logprobs:
+            frames = plain.write(piece.text) if piece.text else b""
+        elif piece.text or piece.logprobs:
             logprobs = b"null"
             if piece.logprobs:
                 logprobs = encode_json({"content": chat_entries(piece.logprobs), "refusal": None})
@@ -104,6 +115,7 @@ class CompletionFrames:
         self._text = [self._head + b'{"index":%d,"text":' % index for index in range(num_choices)]
         self._lists = [LegacyLists() for _ in range(num_choices)]
         self._tail = _Tail(includes_usage, has_obfuscation)
+        self._plain = [self._tail.text_frame(before, _NO_LOGPROBS) for before in self._text]
 
     def opening(self) -> bytes:
         return b""
@@ -111,7 +123,10 @@ class CompletionFrames:
     def piece(self, piece: Piece) -> bytes:
         frames = b""
         head = self._text[piece.choice]
-        if piece.text or piece.logprobs:
+        plain = self._plain[piece.choice]
+        if plain is not None and not piece.logprobs:
+            frames = plain.write(piece.text) if piece.text else b""
+        elif piece.text or piece.logprobs:
             logprobs = b"null"
             if piece.logprobs:
                 logprobs = encode_json(self._lists[piece.choice].lists(piece.logprobs))
