@@ -39,6 +39,7 @@ from ..messages import (
     TokenPrompt,
 )
 
+Listener = Callable[[Event], bool]  # whether it took the event
 MAX_WAITING_EVENTS = 65536  # of one call whose client does not read; then the call is cancelled
 GONE_MESSAGE = "The engine stopped while it worked on this request."
 RESTARTING_MESSAGE = "The model's engine is being replaced."
@@ -68,6 +69,7 @@ class EngineCall:
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: EngineError | None = None
+        self._listener: Listener | None = None  # of the one who waits
         self._closed = False
 
     @property
@@ -110,21 +112,26 @@ class EngineCall:
         request.open_choices = set(range(message.num_choices))
         self._client.send(message)
 
-    async def events(self, timeout_seconds: float | None = None) -> list[Event]:
+    async def events(
+        self, timeout_seconds: float | None = None, listener: Listener | None = None
+    ) -> list[Event]:
         """Return all events that wait, in order; wait for the first one. Empty: the timeout passed.
 
+        While nothing waits, an event is offered to `listener` at the moment at which it comes, without a turn of the
+        event loop; one that it declines is returned here, and so is all that comes after it. It must not raise.
         Raises EngineError when a request of this call failed or the engine is gone.
         """
         if not self._events and self._error is None:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
+            self._listener = listener
             timer = None
             if timeout_seconds is not None:
                 timer = loop.call_later(timeout_seconds, self._wake)
             try:
                 await self._waiter
             finally:
-                self._waiter = None
+                self._waiter = self._listener = None
                 if timer is not None:
                     timer.cancel()
         if self._events:
@@ -165,6 +172,9 @@ class EngineCall:
             request.answer = None
 
     def _push(self, event: Event) -> None:
+        listener = self._listener
+        if listener is not None and not self._events and listener(event):
+            return
         if len(self._events) >= MAX_WAITING_EVENTS:
             self._client.forget(event.request)
             self.fail(EngineError("overloaded", "The client reads too slowly."))

@@ -11,6 +11,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from .http import DIRECT_WRITER
+
 _NO_BODY = frozenset((204, 304))
 _as_line = b"%b: %b\r\n".__mod__  # of a (name, value) pair
 
@@ -21,6 +23,8 @@ class EdgeCycle(RequestResponseCycle):
     _head = b""
 
     async def run_asgi(self, app: Any) -> None:
+        scope: Any = self.scope
+        scope[DIRECT_WRITER] = self
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:  # the grace is over, or the supervisor is gone
@@ -28,6 +32,7 @@ class EdgeCycle(RequestResponseCycle):
         except Exception as error:  # the application logged it with its request id
             self.logger.error("an answer was cut by a fault of ours: %s", type(error).__name__)
         finally:
+            del scope[DIRECT_WRITER]  # or the two would hold each other
             if not self.response_complete:
                 self.transport.close()
             self.on_response = lambda: None
@@ -45,6 +50,17 @@ class EdgeCycle(RequestResponseCycle):
             raise RuntimeError("the answer is complete already")
         else:
             self._body(message.get("body", b""), message.get("more_body", False))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `write_now` may be called: the answer has begun, goes on, and the client reads."""
+        return self.response_started and not (
+            self.response_complete or self.disconnected or self.flow.write_paused
+        )
+
+    def write_now(self, body: bytes) -> None:
+        """Write a part of the body without waiting, as `send` with more_body would."""
+        self._body(body, True)
 
     def _start(self, message: Any) -> None:
         self.response_started = True

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -31,6 +31,7 @@ JSON_TYPE: Header = (b"content-type", b"application/json")
 _MEDIA_TYPE = re.compile(
     rb"application/json[ \t]*(;[ \t]*charset[ \t]*=[ \t]*\"?utf-8\"?[ \t]*)?", re.IGNORECASE
 )
+DIRECT_WRITER = "inferno.writer"  # in a scope: the edge's cycle, as a DirectWriter
 _ENCODER = msgspec.json.Encoder()
 encode_json = _ENCODER.encode
 
@@ -78,6 +79,7 @@ class Request:
         "query",
         "raw_path",
         "receive",
+        "writer",
     )
 
     def __init__(self, scope: Scope, receive: Receive, params: dict[str, str], max_body_bytes: int) -> None:
@@ -88,6 +90,7 @@ class Request:
         self.raw_path: bytes = scope["raw_path"]
         self.params = params  # of the path, percent-decoded
         self.receive = receive
+        self.writer: DirectWriter | None = scope.get(DIRECT_WRITER)
         self.is_gone = False
         self._max_body_bytes = max_body_bytes
         self._watcher: asyncio.Task[None] | None = None
@@ -169,13 +172,45 @@ class Reply:
         self.headers = headers
 
 
+class DirectWriter(Protocol):
+    """The connection of a running answer: body bytes written at once, without a turn of the event loop."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the answer has begun, goes on, and the client reads."""
+        ...
+
+    def write_now(self, body: bytes) -> None:
+        """Write a part of the body. Only when ready."""
+        ...
+
+
+class StreamSource(Protocol):
+    """Where a stream's pieces come from."""
+
+    def attach(self, writer: DirectWriter) -> None:
+        """Take a way past the generator, for pieces that come while it waits for them."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the stream holds; idempotent."""
+        ...
+
+
 class StreamReply:
-    """An answer whose body comes in pieces. The generator is closed whatever happens."""
+    """An answer whose body comes in pieces. Generator and source are closed whatever happens."""
 
-    __slots__ = ("chunks", "headers", "status")
+    __slots__ = ("chunks", "headers", "source", "status")
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: list[Header], status: int = 200) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        source: StreamSource,
+        headers: list[Header],
+        status: int = 200,
+    ) -> None:
         self.chunks = chunks
+        self.source = source
         self.headers = headers
         self.status = status
 
@@ -212,12 +247,15 @@ async def send_reply(send: Send, reply: Reply) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-async def send_stream(send: Send, reply: StreamReply) -> None:
+async def send_stream(send: Send, reply: StreamReply, writer: DirectWriter | None = None) -> None:
     """Write pieces as they come; the body is closed with the last one."""
     try:
         await send({"type": "http.response.start", "status": reply.status, "headers": list(reply.headers)})
+        if writer is not None:
+            reply.source.attach(writer)
         async for chunk in reply.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
         await reply.chunks.aclose()
+        reply.source.close()  # a generator that never ran closes nothing

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from ..errors import ApiError, EngineError
 from ..messages import ChatPrompt, Event, Prepared, Sampling, Start, TextPrompt, TokenPrompt, Usage
-from ..pool.client import EngineCall
+from ..pool.client import EngineCall, Listener
 from ..pool.engines import Model
 from ..security.permissions import Policy, allow
 from ..security.principal import Principal
@@ -187,6 +187,8 @@ class Run:
         self._num_noted = 0
         self._checked_at = 0.0
         self._last_event_at = 0.0
+        self._gaps: list[float] = []  # seconds between arrivals that metrics do not know yet
+        self._silent_seconds = 0.0  # since something came, in whole pieces of waiting
         self._queue_seconds = 0.0
         self._is_started = False
         self._is_closed = False
@@ -242,40 +244,52 @@ class Run:
                 )
             )
 
-    async def events(self, timeout_seconds: float | None = None) -> list[tuple[int, Event]]:
-        """Return what came since the last call as (choice index, event); empty when the timeout passed.
+    async def events(
+        self, timeout_seconds: float | None = None, listener: Listener | None = None
+    ) -> list[tuple[int, Event]]:
+        """Return what came since the last call as (choice index, event); empty when nothing came for so long.
 
+        What `listener` takes at the moment it comes (EngineCall.events) has come too; it must call `take` for it.
         Raises ApiError when the engine failed or the caller lost its right, ClientGone when nobody listens.
         """
         if self.call is None:
             raise EngineError("engine_failed", "Nothing was started.")
-        events = await self._next_events(self.call, timeout_seconds)
+        events = await self._next_events(self.call, timeout_seconds, listener)
         if events:
             self._observe_arrival()
-        found = []
-        for event in events:
-            index = self._offsets[event.request] + event.choice
-            counted = self._counts.get(index, 0)
-            total = counted + event.num_tokens if event.usage is None else event.usage.completion_tokens
-            self._counts[index] = total
-            self.completion_tokens += total - counted
-            if event.usage is not None:
-                self._finished(index, event.usage, is_first=event.choice == 0)
-            found.append((index, event))
+        return [(self._count(event), event) for event in events]
+
+    def take(self, event: Event) -> int:
+        """Account for an event that a listener got; return the index of its choice."""
+        self._silent_seconds = 0.0
+        self._observe_arrival()
+        return self._count(event)
+
+    def _count(self, event: Event) -> int:
+        """Count an event's tokens; return the index of its choice."""
+        index = self._offsets[event.request] + event.choice
+        counted = self._counts.get(index, 0)
+        total = counted + event.num_tokens if event.usage is None else event.usage.completion_tokens
+        self._counts[index] = total
+        self.completion_tokens += total - counted
+        if event.usage is not None:
+            self._finished(index, event.usage, is_first=event.choice == 0)
         if self.completion_tokens - self._num_noted >= NOTE_TOKENS and self.reservation is not None:
             self._num_noted = self.completion_tokens
             self.reservation.note(self.prompt_tokens + self.completion_tokens)
-        return found
+        return index
 
-    async def _next_events(self, call: EngineCall, timeout_seconds: float | None) -> list[Event]:
+    async def _next_events(
+        self, call: EngineCall, timeout_seconds: float | None, listener: Listener | None
+    ) -> list[Event]:
         """Wait for events in short pieces: between them the caller and the server are looked at, tokens or none."""
-        waited = 0.0
+        self._silent_seconds = 0.0
         while True:
             piece = RECHECK_SECONDS
             if timeout_seconds is not None:
-                piece = min(piece, timeout_seconds - waited)
+                piece = min(piece, timeout_seconds - self._silent_seconds)
             try:
-                events = await call.events(piece)
+                events = await call.events(piece, listener)
             except EngineError as error:
                 if self.request.is_gone:
                     self._result = "cancelled"
@@ -286,9 +300,15 @@ class Run:
                 self._result = "cancelled"
                 raise ClientGone
             self._recheck()
-            waited += piece
-            if events or (timeout_seconds is not None and waited >= timeout_seconds):
+            self._silent_seconds += piece
+            if events or (timeout_seconds is not None and self._silent_seconds >= timeout_seconds):
                 return events
+
+    def fail(self, error: Exception) -> None:
+        """End the wait for events: what came could not be shown."""
+        if self.call is not None:
+            code = error.code if isinstance(error, ApiError) else "internal_error"
+            self.call.fail(EngineError(code, "An answer could not be shown."))
 
     def _not_again(self, error: ApiError) -> ApiError:
         """A generation that had begun is not repeated by the client on its own: it may have cost much already."""
@@ -301,6 +321,7 @@ class Run:
         if self._is_closed:
             return
         self._is_closed = True
+        self._observe_gaps()
         if self._result == "ok" and self._is_started and not self.is_finished:
             self._result = "cancelled"
         if self.call is not None:
@@ -351,18 +372,25 @@ class Run:
     def _observe_arrival(self) -> None:
         now = time.perf_counter()
         if self._last_event_at:
-            self.services.observer.next_tokens(self.model.name, now - self._last_event_at)
+            self._gaps.append(now - self._last_event_at)
         else:
             self.services.observer.first_token(self.model.name, self.request.context.began)
             if self.timeline is not None:
                 self.timeline.first_token(now)
         self._last_event_at = now
 
+    def _observe_gaps(self) -> None:
+        """Tell metrics of the gaps so far: many at once cost less than one beside each token."""
+        gaps, self._gaps = self._gaps, []
+        for seconds in gaps:
+            self.services.observer.next_tokens(self.model.name, seconds)
+
     def _recheck(self) -> None:
         now = self.services.clock()
         if now - self._checked_at < RECHECK_SECONDS / 2:
             return
         self._checked_at = now
+        self._observe_gaps()
         if now >= self.services.ends_at:
             self._result = "shutting_down"
             raise self._not_again(ApiError("shutting_down", "The server is stopping.", retry_after=5.0))

@@ -197,7 +197,7 @@ async def run(request: Request, send: Send, handler: Handler) -> None:
         except EngineError as error:
             reply = error_reply(to_api_error(error))
         if isinstance(reply, StreamReply):
-            await send_stream(send, reply)
+            await send_stream(send, reply, request.writer)
         else:
             await send_reply(send, reply)
     except ClientGone:

@@ -152,7 +152,8 @@ async def stream_reply(
     except BaseException:
         output.close()
         raise
-    return StreamReply(_stream(output, frames, first, num_choices, includes_usage), [EVENT_STREAM, *headers])
+    chunks = _stream(output, frames, first, num_choices, includes_usage)
+    return StreamReply(chunks, output, [EVENT_STREAM, *headers])
 
 
 async def _stream(
@@ -180,7 +181,9 @@ async def _stream(
                     return
                 if batch:
                     yield batch
-            pieces = await output.pieces(HEARTBEAT_SECONDS)
+            # Choices of one step share a write; a single one needs nobody to wake up for its next pieces.
+            direct = frames.piece if num_choices == 1 and not opening else None
+            pieces = await output.pieces(HEARTBEAT_SECONDS, direct)
     except ApiError as error:
         yield b"data: " + error_reply(error).body + b"\n\n"
     finally:

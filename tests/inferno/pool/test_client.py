@@ -108,6 +108,29 @@ def test_a_whole_request() -> None:
     run(test)
 
 
+def test_a_listener_takes_events_in_order_until_it_declines_one() -> None:
+    async def test(engine: Engine, client: EngineClient, closed: list[Any]) -> None:
+        call, number = await started(engine, client)
+        texts = ["a", "b", "stop here", "c"]
+        engine.channel.send(Step(events=[Event(number, 0, 1, text) for text in texts]))
+        heard: list[str] = []
+
+        def listener(event: Event) -> bool:
+            heard.append(event.text)
+            return event.text != "stop here"
+
+        events = await call.events(5, listener)
+        assert heard == ["a", "b", "stop here"]  # what comes after a declined one waits behind it
+        assert [event.text for event in events] == ["stop here", "c"]
+        assert await call.events(0.01, listener) == []
+        engine.channel.send(Step(events=[Event(number, 0, 1, "later")]))  # nobody waits now: nothing is offered
+        assert [event.text for event in await call.events(5)] == ["later"]
+        assert heard == ["a", "b", "stop here"]
+        call.close()
+
+    run(test)
+
+
 def test_close_cancels_what_runs_and_drops_what_waits() -> None:
     async def test(engine: Engine, client: EngineClient, closed: list[Any]) -> None:
         call, request = await started(engine, client)

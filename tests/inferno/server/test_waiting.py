@@ -29,27 +29,39 @@ def token(text: str, finish: Any = None) -> Event:
 
 
 class FakeCall:
-    """An engine call whose events come at given times of the test's clock; an EngineError is raised."""
+    """An engine call whose events come at given times of the test's clock; an EngineError is raised.
+
+    As the real one, it offers an event to a listener first.
+    """
 
     def __init__(self, clock: list[float], script: list[tuple[float, Event | EngineError]]) -> None:
         self._clock = clock
         self._script = script
         self.is_closed = False
+        self.error: EngineError | None = None
 
     @property
     def is_finished(self) -> bool:
         return not self._script
 
-    async def events(self, timeout_seconds: float | None) -> list[Event]:
-        wait = timeout_seconds if timeout_seconds is not None else 1e9
-        if not self._script or self._script[0][0] > self._clock[0] + wait:
-            self._clock[0] += wait
-            return []
-        at, what = self._script.pop(0)
-        self._clock[0] = max(self._clock[0], at)
-        if isinstance(what, EngineError):
-            raise what
-        return [what]
+    async def events(
+        self, timeout_seconds: float | None, listener: Callable[[Event], bool] | None = None
+    ) -> list[Event]:
+        end = self._clock[0] + (timeout_seconds if timeout_seconds is not None else 1e9)
+        while self._script and self._script[0][0] <= end:
+            at, what = self._script.pop(0)
+            self._clock[0] = max(self._clock[0], at)
+            if isinstance(what, EngineError):
+                raise what
+            if listener is None or not listener(what):
+                return [what]
+            if self.error is not None:
+                raise self.error
+        self._clock[0] = end
+        return []
+
+    def fail(self, error: EngineError) -> None:
+        self.error = error
 
     def close(self) -> None:
         self.is_closed = True
@@ -95,6 +107,92 @@ def stream(output: Output, clock: list[float]) -> tuple[float, list[tuple[float,
         return begin, [(clock[0], chunk) async for chunk in reply.chunks]
 
     return asyncio.run(main())
+
+
+class FakeWriter:
+    """The connection: what was written past the generator, with the clock's time."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+        self.is_ready = True
+        self.written: list[tuple[float, bytes]] = []
+
+    def write_now(self, body: bytes) -> None:
+        assert self.is_ready
+        self.written.append((self._clock[0], body))
+
+
+def direct(output: Output, clock: list[float], writer: FakeWriter) -> list[tuple[float, bytes]]:
+    """Return what the generator still brings when pieces may be written past it."""
+
+    async def main() -> list[tuple[float, bytes]]:
+        reply = await stream_reply(output, frames(), 1, False, [])
+        reply.source.attach(writer)
+        return [(clock[0], chunk) async for chunk in reply.chunks]
+
+    return asyncio.run(main())
+
+
+def content(chunks: list[tuple[float, bytes]]) -> list[str]:
+    events = [line[6:] for _, chunk in chunks for line in chunk.split(b"\n\n") if line.startswith(b"data: {")]
+    deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+    return [delta["content"] for delta in deltas if delta.get("content")]
+
+
+def test_tokens_that_come_while_nothing_waits_are_written_at_once() -> None:
+    output, clock, _ = make([(1.0, token("a")), (2.0, token("b")), (3.5, token("c")), (4.0, token("d", "stop"))])
+    writer = FakeWriter(clock)
+    chunks = direct(output, clock, writer)
+    assert content(chunks) == ["a", "d"]  # the first opens the answer, the last one ends it
+    assert content(writer.written) == ["b", "c"]
+    assert [at for at, _ in writer.written] == [2.0, 3.5]
+    assert output.run.completion_tokens == 2  # as the last event's usage says
+
+
+def test_a_client_that_does_not_read_gets_everything_in_order_later() -> None:
+    output, clock, _ = make([(float(at), token(str(at))) for at in range(1, 6)] + [(6.0, token("", "stop"))])
+    writer = FakeWriter(clock)
+    writer.is_ready = False
+    assert content(direct(output, clock, writer)) == ["1", "2", "3", "4", "5"]
+    assert not writer.written
+
+
+def test_heartbeats_are_counted_from_the_last_token_that_was_written_at_once() -> None:
+    output, clock, _ = make([(1.0, token("a")), (9.0, token("b")), (40.0, token("c", "stop"))])
+    writer = FakeWriter(clock)
+    chunks = direct(output, clock, writer)
+    assert content(writer.written) == ["b"]
+    heartbeats = [at for at, chunk in chunks if chunk == HEARTBEAT]
+    assert [18.5 <= heartbeats[0] <= 19.0, len(heartbeats)] == [True, 3]
+
+
+def test_out_5_a_fault_of_what_is_written_at_once_ends_the_stream_and_shows_nothing_more() -> None:
+    output, clock, _ = make([(float(at), token(str(at))) for at in range(1, 6)])
+    writer = FakeWriter(clock)
+    pieces = output._piece
+
+    def broken(choice: int, event: Event) -> Any:
+        if event.text == "3":
+            raise ApiError("redaction_failed", "The output guard failed; nothing more is sent.")
+        return pieces(choice, event)
+
+    output._piece = broken  # type: ignore[method-assign]
+    chunks = direct(output, clock, writer)
+    assert content(writer.written) == ["2"]
+    assert json.loads(chunks[-1][1][6:])["error"]["code"] == "redaction_failed"
+    call: Any = output.run.call
+    assert call.is_closed
+    assert clock[0] == 3.0
+
+
+def test_a_fault_of_ours_in_what_is_written_at_once_reaches_the_one_who_waits() -> None:
+    output, clock, _ = make([(1.0, token("a")), (2.0, token("b")), (3.0, token("c"))])
+    writer = FakeWriter(clock)
+    writer.write_now = lambda body: 1 / 0  # type: ignore[assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        direct(output, clock, writer)
+    call: Any = output.run.call
+    assert call.is_closed
 
 
 def test_the_200_comes_with_the_first_token() -> None:
