@@ -53,9 +53,16 @@ class Calibration:
             "step_seconds": self.step_seconds,
         }
 
-    def open(self, model: llama.Model, plan: Plan, settings: EngineSettings) -> Batcher:
+    def open(self, model: llama.Model, plan: Plan, settings: EngineSettings, *, call_chunks: int) -> Batcher:
         return _open(
-            model, plan.slots, plan.context_size, self.quantum, self.threads, self.flash_attention, settings
+            model,
+            plan.slots,
+            plan.context_size,
+            self.quantum,
+            self.threads,
+            self.flash_attention,
+            settings,
+            call_chunks,
         )
 
 
@@ -158,6 +165,7 @@ def _open(
     threads: int,
     flash: bool,
     settings: EngineSettings,
+    call_chunks: int = 0,
 ) -> Batcher:
     return Batcher(
         model,
@@ -168,6 +176,7 @@ def _open(
         flash_attention=flash,
         unified=settings.kv_layout == "unified",
         kv_type=settings.kv_cache_type,
+        call_chunks=call_chunks,
     )
 
 

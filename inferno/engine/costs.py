@@ -13,6 +13,7 @@ still follows each step. Pure arithmetic over seconds: no clock, no llama.cpp.
 from __future__ import annotations
 
 BURST = 10  # targets: half a second at the default target of 50 ms
+_LONGEST_CALL = 2  # bursts: a second at the default target
 _BUCKET = 512
 _NEW = 0.25  # weight of a new measurement
 
@@ -56,6 +57,10 @@ class CostModel:
         dearest = max(self._chunks.values(), default=self._first_guess)
         self._saved = min(self._saved + self._share, max(self.burst_seconds, dearest))  # or no chunk could ever run
         self._spent = 0.0
+
+    def chunks_at_once(self, position: int) -> int:
+        """Return how many chunks from `position` on may share a call while nothing decodes: whoever comes waits for it."""
+        return max(int(self.burst_seconds * _LONGEST_CALL / self.chunk_seconds(position)), 1)
 
     def may_prefill(self, position: int, num_remaining: int, chunks_since_decode: int) -> bool:
         """Whether a chunk may run before the next decode step, of a prompt that has `num_remaining` tokens to go from

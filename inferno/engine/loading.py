@@ -38,6 +38,7 @@ from .verification import Verdict, open_verified
 
 SAMPLER_VERSION = 2  # a change of it may change sampled bytes
 CHUNKS_VERSION = 2  # likewise: where prefill chunks begin and end
+CALL_CHUNKS = 4  # that prefill may evaluate in one call while nothing decodes, where that changes no bits: on CPUs
 _log = logging.getLogger("inferno.engine")
 _DIGEST_PIECES, _DIGEST_PIECE_BYTES = 64, 64 << 10
 MAX_DESCRIPTORS = 1024  # of a locked engine: front workers and their like
@@ -126,6 +127,7 @@ def load(
     if model.vocab.vocab_type == NO_VOCABULARY:  # most calls on such a vocabulary abort the process
         raise Refused("load-failed", "the model has no vocabulary to tokenize with")
     quantum = int(settings.calibration.get("quantum", 64))
+    call_chunks = CALL_CHUNKS if _accelerator(library, settings) is None else 0
     shape = Shape(model.size_bytes, model.n_layer, model.n_embd, model.n_head, model.n_head_kv,
                   model.vocab.n_tokens, model.n_ctx_train)  # fmt: skip
     try:
@@ -134,7 +136,7 @@ def load(
             slots=settings.slots,
             context_size=settings.context_size,
             kv_type=settings.kv_cache_type,
-            ubatch=max(quantum + 1, (settings.slots or 8) + 1),
+            ubatch=max(quantum * max(call_chunks, 1) + 1, (settings.slots or 8) + 1),
             extra_sequences=1 if settings.slots == 1 and settings.flash_attention != "off" else 0,
             prefix_bytes=settings.prefix_cache_mb << 20,
             max_queue=settings.max_queue,
@@ -145,7 +147,7 @@ def load(
         report(LoadProgress(stage="calibrate", fraction=0.0))
         chosen = calibrate(model, settings, plan, threads)
         report(LoadProgress(stage="calibrate", fraction=1.0))
-        batcher = chosen.open(model, plan, settings)
+        batcher = chosen.open(model, plan, settings, call_chunks=call_chunks)
     except NoMemory as error:
         raise Refused("no-memory", str(error)) from None
     except (llama.LlamaError, ValueError, MemoryError) as error:
@@ -275,6 +277,13 @@ def _sampled_digest(source: ModelSource) -> str:
     return state.hexdigest()
 
 
+def _accelerator(library: llama.Library, settings: EngineSettings) -> str | None:
+    """Return the name of the first GPU that takes part, None where all is computed by CPUs."""
+    if settings.gpu_layers == 0:
+        return None
+    return next((name for name, _, kind, _, _ in library.devices() if kind in (1, 2)), None)
+
+
 def _describe(
     settings: EngineSettings,
     library: llama.Library,
@@ -289,10 +298,9 @@ def _describe(
     *,
     is_exact: bool,
 ) -> ModelInfo:
-    devices = library.devices()
-    accelerators = [name for name, _, kind, _, _ in devices if kind in (1, 2)]
-    on_gpu = bool(accelerators) and settings.gpu_layers != 0
-    backend = accelerators[0] if on_gpu else "CPU"
+    accelerator = _accelerator(library, settings)
+    on_gpu = accelerator is not None
+    backend = accelerator or "CPU"
     sha256 = next(iter(digests or settings.sha256), "")
     layout = settings.kv_layout
     kv_type = settings.kv_cache_type or "f16"

@@ -167,7 +167,7 @@ class Runner:
             self._costs.idle()
         chunks = 0
         while (choice := self._next_prefill(chunks, beside_decode=bool(outputs))) is not None:
-            self._prefill(choice)
+            self._prefill(choice, is_alone=not outputs)
             chunks += 1
             self._last_progress = self._clock()
             if not outputs and (self._inbox or choice.sequence.state == SequenceState.DECODING):
@@ -185,20 +185,21 @@ class Runner:
                 return choice
         return None
 
-    def _prefill(self, choice: Choice) -> None:
+    def _prefill(self, choice: Choice, *, is_alone: bool) -> None:
         self.prefill.count_turn()
         sequence = choice.sequence
         start = sequence.num_evaluated
         begin = time.perf_counter()
         try:
-            output = self.batcher.prefill(sequence)
+            output = self.batcher.prefill(sequence, self._costs.chunks_at_once(start) if is_alone else 1)
         except DecodeError as error:
             _log.error("%s", error)
             self._fail_running(choice.request, "engine_failed", "The model could not evaluate the prompt.")
             return
         seconds = time.perf_counter() - begin
-        if sequence.num_evaluated - start >= self.batcher.quantum:
-            self._costs.learn_chunk(start, seconds)
+        done, quantum = sequence.num_evaluated - start, self.batcher.quantum
+        if done >= quantum:
+            self._costs.learn_chunk(start, seconds / (done // quantum))
         self._costs.spent(seconds)
         if sequence.state == SequenceState.PREFILLING:
             self.prefill.keep(choice)

@@ -14,6 +14,10 @@ cpdef enum SequenceState:
     FINISHED = 3
 
 
+cdef enum:
+    ROW_TILE = 64  # rows from which on llama.cpp's CPU flash attention computes in tiles: its GGML_FA_TILE_Q
+
+
 cdef class Sequence:
     """One choice of one request: its tokens, its sampler and its text."""
 
@@ -45,6 +49,7 @@ cdef class Batcher:
     cdef readonly int32_t num_slots
     cdef readonly int32_t context_size  # tokens per slot
     cdef readonly int32_t quantum  # tokens of a prefill chunk, but the first ones; see next_boundary
+    cdef readonly int32_t call_chunks  # that a call may evaluate at once without other bits; 0: none, small ones neither
     cdef readonly bint exact_restore_only  # recurrent or sliding-window memory: no cutting at the end
     cdef readonly bint ghost_row  # a lone decode row is accompanied, see _step_slots()
     cdef readonly bint is_exact_in_company  # this memory and attention give the same bits whoever else is running

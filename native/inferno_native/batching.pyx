@@ -39,6 +39,35 @@ cdef inline int32_t _chunk_end(int32_t num_prompt, int32_t start, int32_t quantu
     return num_prompt if num_prompt - end <= 1 else end
 
 
+cdef int32_t _call_end(int32_t num_prompt, int32_t start, int32_t quantum, int32_t max_chunks) noexcept nogil:
+    cdef int32_t end = _chunk_end(num_prompt, start, quantum)
+    cdef int32_t limit, further
+    if end == num_prompt or quantum % ROW_TILE != 0:
+        return end
+    limit = _last_boundary(num_prompt, quantum)
+    while end < min(limit, ROW_TILE):
+        further = _chunk_end(num_prompt, end, quantum)
+        if further > limit or further - start >= ROW_TILE:
+            break
+        end = further
+    if start >= ROW_TILE:
+        while max_chunks > 1 and end < limit:
+            end = _chunk_end(num_prompt, end, quantum)
+            max_chunks -= 1
+    return end
+
+
+def call_end(int32_t num_prompt, int32_t start, int32_t quantum, int32_t max_chunks):
+    """Return where a call that starts at `start` may end when several chunks at once change no bits.
+
+    llama.cpp's flash attention computes calls of fewer than ROW_TILE rows row by row, others in tiles; within either kind
+    a row's bits do not depend on how many others there are. So the first ROW_TILE tokens are always computed in calls
+    of fewer rows, all later chunks but the last in calls of at least as many, and the last one, at whose start the
+    state is kept, by itself.
+    """
+    return _call_end(num_prompt, start, quantum, max_chunks)
+
+
 def next_boundary(int32_t start, int32_t quantum):
     """Return the boundary after the boundary `start`: where prefill chunks may end and stored prefixes be cut."""
     return _next_boundary(start, quantum)
@@ -53,8 +82,7 @@ def chunk_end(int32_t num_prompt, int32_t start, int32_t quantum):
     return _chunk_end(num_prompt, start, quantum)
 
 
-def last_boundary(int32_t num_prompt, int32_t quantum):
-    """Return the start of the last chunk: the most of this prompt that a stored prefix can replace."""
+cdef int32_t _last_boundary(int32_t num_prompt, int32_t quantum) noexcept nogil:
     cdef int32_t start = 0, end = _chunk_end(num_prompt, 0, quantum)
     if num_prompt > 4 * quantum:  # where chunks are regular
         start = (num_prompt // quantum - 2) * quantum
@@ -63,6 +91,11 @@ def last_boundary(int32_t num_prompt, int32_t quantum):
         start = end
         end = _chunk_end(num_prompt, start, quantum)
     return start
+
+
+def last_boundary(int32_t num_prompt, int32_t quantum):
+    """Return the start of the last chunk: the most of this prompt that a stored prefix can replace."""
+    return _last_boundary(num_prompt, quantum)
 
 
 class DecodeError(Exception):
@@ -110,7 +143,7 @@ cdef class Sequence:
 cdef class Batcher:
     def __cinit__(self, Model model not None, *, int32_t num_slots, int32_t context_size, int32_t quantum,
                   int32_t threads, bint flash_attention=False, bint unified=False, kv_type=None, int32_t ubatch=0,
-                  bint swa_full=False):
+                  bint swa_full=False, int32_t call_chunks=0):
         if not 1 <= num_slots <= MAX_SLOTS:
             raise ValueError(f"{num_slots} slots; 1 to {MAX_SLOTS} are possible")
         if not 16 <= context_size <= 1 << 24 or <int64_t> context_size * (num_slots + 1) > (1 << 31) - 1:
@@ -126,7 +159,11 @@ cdef class Batcher:
         self.context_size = context_size
         self.quantum = quantum
         self.unified = unified
+        if not 0 <= call_chunks <= 64:
+            raise ValueError(f"{call_chunks} chunks in a call; 0 to 64 are possible")
         self.exact_restore_only = model.is_recurrent or model.is_hybrid or model.n_swa > 0
+        # Such a memory can be kept only where a call ended, and may depend on where calls end.
+        self.call_chunks = 0 if self.exact_restore_only else call_chunks
         self._fills_gaps = not unified and not model.is_recurrent and not model.is_hybrid
         self.ghost_row = flash_attention and self._fills_gaps
         # With flash attention a lone row needs a ghost beside it, and such a memory takes none in a slot in use.
@@ -134,7 +171,7 @@ cdef class Batcher:
             not flash_attention or model.is_recurrent or not self.exact_restore_only)
         self._num_sequences = num_slots + (1 if self.ghost_row and num_slots == 1 else 0)
         self._slots = [None] * num_slots
-        self._batch_capacity = max(quantum + 1, num_slots + 1)
+        self._batch_capacity = max(quantum * max(self.call_chunks, 1) + 1, num_slots + 1)
         self._allocate_batch()
         self._open_context(threads, flash_attention, kv_type, ubatch, swa_full)
         self._read_vocab()
@@ -340,15 +377,21 @@ cdef class Batcher:
         self._seq_ids[row] = slot
         self._logits[row] = wants_logits
 
-    def prefill(self, Sequence sequence not None):
+    def prefill(self, Sequence sequence not None, int32_t max_chunks=1):
         """Evaluate the next chunk of a prompt. Returns None, or after the last chunk the first token's event.
 
+        Up to `max_chunks` regular chunks go into one call, and small ones at the beginning, where `call_chunks` allows
+        it: fewer calls for the same bits (call_end).
         Raises DecodeError; the sequence must then be released.
         """
         if sequence.state != PREFILLING:
             raise ValueError("the sequence is not prefilling")
         cdef int32_t start = sequence.num_evaluated, i, status
-        cdef int32_t end = _chunk_end(sequence.num_prompt, start, self.quantum)
+        cdef int32_t end
+        if self.call_chunks > 0:
+            end = _call_end(sequence.num_prompt, start, self.quantum, min(max_chunks, self.call_chunks))
+        else:
+            end = _chunk_end(sequence.num_prompt, start, self.quantum)
         cdef bint last = end == sequence.num_prompt
         cdef float *logits = NULL
         if end - start > self._batch_capacity or end > self.context_size:

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inferno_native import llama
-from inferno_native.batching import Batcher, Sequence, SequenceState, chunk_end, last_boundary, next_boundary
+from inferno_native.batching import (
+    Batcher,
+    Sequence,
+    SequenceState,
+    call_end,
+    chunk_end,
+    last_boundary,
+    next_boundary,
+)
 from inferno_native.chain import Sampler
 
 from tests.models import demo_model
@@ -66,6 +74,36 @@ def test_chunks_cover_the_prompt_by_its_length_alone(length: int, quantum: int) 
     assert at == length
     assert starts[-1] == last_boundary(length, quantum)
     assert length == 1 or length - starts[-1] >= 2
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([16, 64, 100, 128, 256]), st.lists(st.integers(1, 5), min_size=60, max_size=60))
+def test_calls_of_several_chunks_end_where_chunks_do_and_keep_to_one_kind_of_rows(
+    length: int, quantum: int, wanted: list[int]
+) -> None:
+    """Whatever was asked for and wherever a call begins: small calls before 64 tokens, large ones behind, the last apart."""
+    chunks, at = [0], 0
+    while at < length:
+        at = chunk_end(length, at, quantum)
+        chunks.append(at)
+    last = last_boundary(length, quantum)
+    for start in chunks[:-1]:  # a restored prefix may end at any of them
+        at, calls = start, iter(wanted)
+        while at < length:
+            most = next(calls, 1)
+            end = call_end(length, at, quantum, most)
+            assert end in chunks
+            if end == length:
+                assert at == last
+            elif quantum % 64:
+                assert end == chunk_end(length, at, quantum)
+            elif at < 64:
+                assert end - at < 64
+                assert end <= max(64, chunk_end(length, at, quantum))
+            else:
+                assert 64 <= end - at <= most * quantum
+            at = end
+    assert call_end(length, chunks[-2], quantum, 5) == length
 
 
 def test_restored_state_gives_the_same_tokens(batcher: Batcher) -> None:

@@ -18,7 +18,7 @@ from inferno_native.batching import Batcher, Sequence, SequenceState, last_bound
 from inferno_native.chain import Sampler
 
 from inferno.engine.loading import EXACT_TYPES
-from tests.models import requantized
+from tests.models import demo_as, requantized
 from tests.tiny_models import write_tiny_model
 
 QUANTUM = 32
@@ -184,3 +184,45 @@ def test_unified_memory_and_flash_attention_over_windows_promise_nothing(folder:
     model = tiny(folder, "gemma3-dense", "Q8_0")
     assert not batcher(model, flash=True).is_exact_in_company
     assert not Batcher(model, num_slots=2, context_size=256, quantum=32, threads=1, unified=True).is_exact_in_company
+
+
+@pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+@pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0"])
+def test_calls_of_several_chunks_change_no_bit(quantization: str, flash: bool) -> None:
+    """The demo model's own shape: nine heads, which tiles of 64 rows do not divide between two threads."""
+    opened_model = opened(demo_as(quantization))
+
+    def made(call_chunks: int) -> Batcher:
+        return Batcher(
+            opened_model, num_slots=3, context_size=512, quantum=64, threads=2, flash_attention=flash, call_chunks=call_chunks
+        )
+
+    single, several = made(0), made(4)
+
+    def complete(batcher: Batcher, run: Run, at_once: int) -> dict[int, bytes]:
+        """Evaluate the prompt and a few tokens; return the state after each call of the prompt."""
+        states = {}
+        while run.sequence.state == SequenceState.PREFILLING:
+            output = batcher.prefill(run.sequence, at_once)
+            run.bits += output.logprobs if output is not None and output.logprobs is not None else []
+            states[run.sequence.num_evaluated] = batcher.snapshot(run.sequence)
+        drive(batcher, [])
+        return states
+
+    for seed, length in enumerate((66, 330)):
+        tokens, last = prompt(seed, length), last_boundary(length, 64)
+        plain = Run(single, tokens, seed=seed, temperature=0.0, max_tokens=4)
+        single.admit(plain.sequence)
+        states = complete(single, plain, 1)
+        assert len(plain.bits) == 4
+        for at_once, starts in ((1, (0, 24)), (4, (0, 8, 24, 128))):
+            for start in (at for at in starts if at < last):
+                again = Run(several, tokens, seed=seed, temperature=0.0, max_tokens=4)
+                several.admit(again.sequence)
+                if start:
+                    assert several.restore(again.sequence, states[start], start)
+                made_states = complete(several, again, at_once)
+                assert made_states[last] == states[last], (length, at_once, start)
+                assert again.bits == plain.bits, (length, at_once, start)
+                if length > 66 and (start == 0 or at_once > 1):
+                    assert len(made_states) < len(states)
