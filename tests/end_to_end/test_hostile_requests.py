@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.end_to_end.harness import GENEROUS, children, running
+from tests.end_to_end.harness import GENEROUS, children, eventually, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SECONDS = float(os.environ.get("INFERNO_TEST_HOSTILE_SECONDS", "10"))
@@ -74,7 +74,7 @@ def credentials(server):
 
 
 def send(server, data):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as sock:
         try:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -90,7 +90,7 @@ DEADLINE = []
 COUNTS = collections.Counter()
 
 
-@settings(max_examples=500, deadline=None, database=None,
+@settings(max_examples=500 if SECONDS > 10 else 4000, derandomize=SECONDS <= 10, deadline=None, database=None,
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large])  # fmt: skip
 @given(st.sampled_from(ROUTES), SEGMENT, BODY, st.lists(HEADER, max_size=3), st.integers(0, 2), st.booleans(), st.binary(max_size=3))
 def requests(server, credentials, route, segment, body, headers, who, is_honest, noise):
@@ -126,7 +126,7 @@ def requests(server, credentials, route, segment, body, headers, who, is_honest,
     assert b"x-request-id:" in head.lower()
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 900)
 def test_hostile_requests_never_get_a_5xx_or_an_inner_text(server, credentials, capsys):
     ask(server)  # the template child is started by the first conversation
     DEADLINE[:] = [time.monotonic() + SECONDS]
@@ -136,7 +136,7 @@ def test_hostile_requests_never_get_a_5xx_or_an_inner_text(server, credentials, 
     assert "Traceback" not in server.output()
     assert '"level": "error"' not in server.output()
     assert not server.events("engine.crash")
-    assert sorted(children(server.process.pid)) == before  # nothing died, nothing was left running
+    assert eventually(lambda: sorted(children(server.process.pid)) == before)  # nothing died, nothing was left running
     ask(server)
     with capsys.disabled():
         print(f"\n{sum(COUNTS.values())} hostile requests: {dict(sorted(COUNTS.items()))}")
