@@ -59,7 +59,12 @@ class CostModel:
         self._spent = 0.0
 
     def chunks_at_once(self, position: int) -> int:
-        """Return how many chunks from `position` on may share a call while nothing decodes: whoever comes waits for it."""
+        """Return how many chunks from `position` on may share a call while nothing decodes: whoever comes waits for it.
+
+        One before any was measured: on a slow machine four may take longer than an engine may be silent.
+        """
+        if not self._chunks:
+            return 1
         return max(int(self.burst_seconds * _LONGEST_CALL / self.chunk_seconds(position)), 1)
 
     def may_prefill(self, position: int, num_remaining: int, chunks_since_decode: int) -> bool:

@@ -7,6 +7,7 @@ Engine process, before the first request.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
@@ -20,7 +21,7 @@ from typing import Any
 
 import msgspec
 from inferno_native import llama
-from inferno_native.batching import Batcher
+from inferno_native.batching import ROW_TILE, Batcher
 from inferno_native.gguf import check_block_sizes
 from inferno_native.gguf_report import Facts, GgufError
 
@@ -127,22 +128,10 @@ def load(
     if model.vocab.vocab_type == NO_VOCABULARY:  # most calls on such a vocabulary abort the process
         raise Refused("load-failed", "the model has no vocabulary to tokenize with")
     quantum = int(settings.calibration.get("quantum", 64))
-    call_chunks = CALL_CHUNKS if _accelerator(library, settings) is None else 0
     shape = Shape(model.size_bytes, model.n_layer, model.n_embd, model.n_head, model.n_head_kv,
                   model.vocab.n_tokens, model.n_ctx_train)  # fmt: skip
     try:
-        plan = make_plan(
-            shape,
-            slots=settings.slots,
-            context_size=settings.context_size,
-            kv_type=settings.kv_cache_type,
-            ubatch=max(quantum * max(call_chunks, 1) + 1, (settings.slots or 8) + 1),
-            extra_sequences=1 if settings.slots == 1 and settings.flash_attention != "off" else 0,
-            prefix_bytes=settings.prefix_cache_mb << 20,
-            max_queue=settings.max_queue,
-            available=available,
-            weights_resident=0,
-        )
+        plan, call_chunks = plan_memory(shape, settings, quantum, available, _call_chunks(library, model, quantum))
         threads = settings.threads or _num_cpus()
         report(LoadProgress(stage="calibrate", fraction=0.0))
         chosen = calibrate(model, settings, plan, threads)
@@ -277,11 +266,46 @@ def _sampled_digest(source: ModelSource) -> str:
     return state.hexdigest()
 
 
-def _accelerator(library: llama.Library, settings: EngineSettings) -> str | None:
-    """Return the name of the first GPU that takes part, None where all is computed by CPUs."""
-    if settings.gpu_layers == 0:
-        return None
-    return next((name for name, _, kind, _, _ in library.devices() if kind in (1, 2)), None)
+def _call_chunks(library: llama.Library, model: llama.Model, quantum: int) -> int:
+    """Return how many chunks a prefill call may hold without changing bits; 0 where that is not certain.
+
+    Other devices than CPUs choose their kernels by the number of rows, even for layers that stay with the CPU; and a
+    memory that can't be cut is kept only where a call ended.
+    """
+    if model.is_recurrent or model.is_hybrid or model.n_swa > 0 or quantum % ROW_TILE:
+        return 0
+    return CALL_CHUNKS if all(kind == 0 for _, _, kind, _, _ in library.devices()) else 0
+
+
+def plan_memory(
+    shape: Shape, settings: EngineSettings, quantum: int, available: int, call_chunks: int
+) -> tuple[Plan, int]:
+    """Return the plan, and the chunks of a call that it has memory for: large calls are given up before anything else.
+
+    Raises NoMemory.
+    """
+
+    def planned(chunks: int) -> Plan:
+        return make_plan(
+            shape,
+            slots=settings.slots,
+            context_size=settings.context_size,
+            kv_type=settings.kv_cache_type,
+            ubatch=max(quantum * max(chunks, 1) + 1, (settings.slots or 8) + 1),
+            extra_sequences=1 if settings.slots == 1 and settings.flash_attention != "off" else 0,
+            prefix_bytes=settings.prefix_cache_mb << 20,
+            max_queue=settings.max_queue,
+            available=available,
+            weights_resident=0,
+        )
+
+    plan = planned(0)
+    if call_chunks:
+        with contextlib.suppress(NoMemory):
+            large = planned(call_chunks)
+            if large.context_size == plan.context_size:
+                return large, call_chunks
+    return plan, 0
 
 
 def _describe(
@@ -298,9 +322,10 @@ def _describe(
     *,
     is_exact: bool,
 ) -> ModelInfo:
-    accelerator = _accelerator(library, settings)
-    on_gpu = accelerator is not None
-    backend = accelerator or "CPU"
+    devices = library.devices()
+    accelerators = [name for name, _, kind, _, _ in devices if kind in (1, 2)]
+    on_gpu = bool(accelerators) and settings.gpu_layers != 0
+    backend = accelerators[0] if on_gpu else "CPU"
     sha256 = next(iter(digests or settings.sha256), "")
     layout = settings.kv_layout
     kv_type = settings.kv_cache_type or "f16"

@@ -257,5 +257,7 @@ async def send_stream(send: Send, reply: StreamReply, writer: DirectWriter | Non
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        await reply.chunks.aclose()
-        reply.source.close()  # a generator that never ran closes nothing
+        try:
+            await reply.chunks.aclose()
+        finally:
+            reply.source.close()  # a generator that never ran closes nothing

@@ -59,6 +59,8 @@ class Output:
             if self._fault is not None:
                 raise self._fault from None
             raise
+        if self._fault is not None:  # what came behind the piece that could not be shown is not shown either
+            raise self._fault
         if not events:
             return None
         return [self._piece(choice, event) for choice, event in events]

@@ -14,7 +14,7 @@ cpdef enum SequenceState:
     FINISHED = 3
 
 
-cdef enum:
+cpdef enum:
     ROW_TILE = 64  # rows from which on llama.cpp's CPU flash attention computes in tiles: its GGML_FA_TILE_Q
 
 

@@ -8,6 +8,8 @@ from .textstream import TextStream
 KV_TYPES: dict[str, int]
 MAX_SLOTS: int
 
+ROW_TILE: int
+
 class SequenceState(IntEnum):
     WAITING = 0
     PREFILLING = 1

@@ -42,7 +42,7 @@ cdef inline int32_t _chunk_end(int32_t num_prompt, int32_t start, int32_t quantu
 cdef int32_t _call_end(int32_t num_prompt, int32_t start, int32_t quantum, int32_t max_chunks) noexcept nogil:
     cdef int32_t end = _chunk_end(num_prompt, start, quantum)
     cdef int32_t limit, further
-    if end == num_prompt or quantum % ROW_TILE != 0:
+    if end == num_prompt or quantum % ROW_TILE:
         return end
     limit = _last_boundary(num_prompt, quantum)
     while end < min(limit, ROW_TILE):
@@ -163,7 +163,7 @@ cdef class Batcher:
             raise ValueError(f"{call_chunks} chunks in a call; 0 to 64 are possible")
         self.exact_restore_only = model.is_recurrent or model.is_hybrid or model.n_swa > 0
         # Such a memory can be kept only where a call ended, and may depend on where calls end.
-        self.call_chunks = 0 if self.exact_restore_only else call_chunks
+        self.call_chunks = 0 if self.exact_restore_only or quantum % ROW_TILE else call_chunks
         self._fills_gaps = not unified and not model.is_recurrent and not model.is_hybrid
         self.ghost_row = flash_attention and self._fills_gaps
         # With flash attention a lone row needs a ghost beside it, and such a memory takes none in a slot in use.

@@ -57,7 +57,7 @@ cdef uint8_t* write_escaped(const uint8_t* text, Py_ssize_t size, uint8_t* out) 
 cdef class TextFrame:
     """TextFrame(before, after): `write(text)` returns before + text as a JSON string with its quotes + after."""
 
-    def __init__(self, bytes before not None, bytes after not None):
+    def __cinit__(self, bytes before not None, bytes after not None):
         self._before = before
         self._after = after
 

@@ -129,3 +129,14 @@ def test_a_chunk_that_takes_longer_than_the_burst_runs_too() -> None:
     ran = steps_until_prefilled(model, 0.02, 2.0, 640, 8, 1)
     assert len(ran) == 10
     assert ran[-1] <= 10 * 2.0 / 0.03 + 10
+
+
+def test_calls_of_several_chunks_take_a_second_at_most_and_wait_for_a_first_measurement() -> None:
+    model = CostModel(0.05, 0.05)
+    assert model.chunks_at_once(64) == 1  # the first guess may be far off
+    model.learn_chunk(64, 0.2)
+    assert model.chunks_at_once(64) == 5
+    model.learn_chunk(4096, 0.7)
+    assert model.chunks_at_once(4096) == 1
+    model.learn_chunk(8192, 18.0)
+    assert model.chunks_at_once(8192) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from inferno.engine.loading import CALL_CHUNKS, plan_memory
 from inferno.engine.memory import (
     NoMemory,
     Shape,
@@ -12,6 +13,7 @@ from inferno.engine.memory import (
     queue_place_bytes,
     waiting_bytes,
 )
+from inferno.messages import PROTOCOL_VERSION, EngineSettings
 
 SHAPE = Shape(
     weight_bytes=96 << 20, n_layer=30, n_embd=576, n_head=9, n_head_kv=3, n_vocab=49152, n_ctx_train=8192
@@ -63,3 +65,19 @@ def test_a_place_holds_a_request_that_fills_the_context() -> None:
 
 def test_this_machine_has_memory() -> None:
     assert 0 < available_bytes() < 1 << 62
+
+
+def test_large_calls_are_given_up_before_the_context_or_the_start() -> None:
+    wide = Shape(
+        weight_bytes=4 << 30, n_layer=32, n_embd=4096, n_head=32, n_head_kv=8, n_vocab=152064, n_ctx_train=32768
+    )
+    settings = EngineSettings(
+        version=PROTOCOL_VERSION, name="wide", paths=["x"], slots=1, context_size=32768, flash_attention="off"
+    )
+    roomy, chunks = plan_memory(wide, settings, 64, 64 << 30, CALL_CHUNKS)
+    assert chunks == CALL_CHUNKS
+    tight, chunks = plan_memory(wide, settings, 64, roomy.needed - 1, CALL_CHUNKS)
+    assert (chunks, tight.context_size) == (0, 32768)
+    assert tight.compute < roomy.compute
+    with pytest.raises(NoMemory):
+        plan_memory(wide, settings, 64, tight.needed - 1, CALL_CHUNKS)

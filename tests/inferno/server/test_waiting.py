@@ -56,6 +56,8 @@ class FakeCall:
             if listener is None or not listener(what):
                 return [what]
             if self.error is not None:
+                if self._script and self._script[0][0] <= self._clock[0]:
+                    return [self._script.pop(0)[1]]  # what came with it is delivered before the error
                 raise self.error
         self._clock[0] = end
         return []
@@ -183,6 +185,21 @@ def test_out_5_a_fault_of_what_is_written_at_once_ends_the_stream_and_shows_noth
     call: Any = output.run.call
     assert call.is_closed
     assert clock[0] == 3.0
+
+
+def test_out_5_what_came_together_with_a_piece_that_failed_is_not_shown_and_ends_nothing_well() -> None:
+    output, clock, _ = make([(1.0, token("a")), (2.0, token("b")), (2.0, token("c", "stop"))])
+    pieces = output._piece
+
+    def broken(choice: int, event: Event) -> Any:
+        if event.text == "b":
+            raise ApiError("redaction_failed", "The output guard failed; nothing more is sent.")
+        return pieces(choice, event)
+
+    output._piece = broken  # type: ignore[method-assign]
+    chunks = direct(output, clock, FakeWriter(clock))
+    assert content(chunks[:-1]) == ["a"]
+    assert json.loads(chunks[-1][1][6:])["error"]["code"] == "redaction_failed"
 
 
 def test_a_fault_of_ours_in_what_is_written_at_once_reaches_the_one_who_waits() -> None:
