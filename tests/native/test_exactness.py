@@ -186,6 +186,7 @@ def test_unified_memory_and_flash_attention_over_windows_promise_nothing(folder:
     assert not Batcher(model, num_slots=2, context_size=256, quantum=32, threads=1, unified=True).is_exact_in_company
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
 @pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0"])
 def test_calls_of_several_chunks_change_no_bit(quantization: str, flash: bool) -> None:
