@@ -32,6 +32,7 @@ if [[ ! -e $root/etc/debian_version ]]; then
     echo "» a fresh Debian in $root"
     debootstrap --variant=minbase bookworm "$root" "${mirror:-http://deb.debian.org/debian}" >/dev/null
 fi
+chmod 755 "$root" # mktemp makes it private, and an ordinary user in it needs its root
 # What the machine needs to reach package sources at all; a newcomer's machine has its own.
 cp -a /etc/apt/sources.list /etc/apt/sources.list.d /etc/apt/apt.conf.d "$root/etc/apt/" 2>/dev/null || true
 cp -L /etc/resolv.conf "$root/etc/" 2>/dev/null || true
