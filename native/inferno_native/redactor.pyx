@@ -291,7 +291,7 @@ cdef class Redactor:
     cdef str _run(self, bint final):
         cdef View w
         cdef Verdict v
-        cdef Py_ssize_t t, hold, start, end, resume, base = self.emitted, done = self.emitted
+        cdef Py_ssize_t t, hold, start, end, resume, asked = -1, base = self.emitted, done = self.emitted
         cdef bint more
         cdef list pieces = []
         cdef str text = self.pending, value
@@ -337,7 +337,7 @@ cdef class Redactor:
                 self.pos = max(resume, self.floor)
                 continue
             if v.status == MORE:
-                self.pos = t
+                self.pos = asked = t
                 hold = v.hold
                 break
             start = v.start
@@ -366,8 +366,9 @@ cdef class Redactor:
             self.swallow = v.swallow
             self.jwt_dots = 1
         self.steps += w.steps
-        # The last three positions may begin a window of which less than four bytes have come.
-        self.pos = max(min(self.pos, w.n - 3), self.floor - 1)
+        # The last three positions may begin a window of which less than four bytes have come. A trigger that waits for more
+        # is asked again, also when a match that it announces nothing of was covered behind it (a URL's user is a token).
+        self.pos = max(min(self.pos, w.n - 3), self.floor - 1 if asked < 0 else min(asked, self.floor - 1))
         if final:
             hold = w.n
         elif hold < 0:

@@ -376,3 +376,18 @@ def test_inp_10_sec_124_work_is_linear(unit: str) -> None:
 
 def test_kinds_have_distinct_names() -> None:
     assert len(set(KIND_NAMES)) == len(KIND_NAMES)
+
+
+@pytest.mark.parametrize("profile", ["default", "strict", "secrets"])
+@pytest.mark.parametrize("text", [
+    "a://AKIAKPYJ6ODYWJ6ODMWX:S3CR3TT@host ", "sqs://AKIAKPYJ6ODYWJ6ODMWX:S3CR3T-pA55@queue/x and more",
+    "a://rooT:L://b.ROOtkey(AKIAKPYJ6ODYWJ6ODMWX:S3CR3TT@1://ROOT:L ",
+])  # fmt: skip
+def test_out_2_a_token_as_the_user_of_a_url_hides_no_password_behind_it(text: str, profile: str) -> None:
+    """Found by fuzzing: the URL waits for its password while the token in it is covered already."""
+    whole = redact(text, profile)
+    assert "[REDACTED:url_password]@" in whole
+    for cuts in (*((at,) for at in range(1, len(text))), tuple(range(1, len(text)))):
+        redactor = Redactor(profile)
+        parts = [text[a:b] for a, b in itertools.pairwise((0, *cuts, len(text)))]
+        assert "".join([*map(redactor.feed, parts), redactor.finish()]) == whole, cuts
