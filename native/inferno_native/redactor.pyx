@@ -374,7 +374,11 @@ cdef class Redactor:
         elif hold < 0:
             hold = self._tail_hold()
         else:
-            hold = min(hold, self._tail_hold())
+            # What waits may stand within the local part of an address, which begins further in front.
+            start = hold
+            while start > self.floor and hold - start < MAX_LOCAL and is_local(self.shadow[start - 1]):
+                start -= 1
+            hold = min(start, self._tail_hold())
         if self.swallow != SWALLOW_NONE and not final:
             hold = self.floor
         hold = max(hold, done)

@@ -391,3 +391,13 @@ def test_out_2_a_token_as_the_user_of_a_url_hides_no_password_behind_it(text: st
         redactor = Redactor(profile)
         parts = [text[a:b] for a, b in itertools.pairwise((0, *cuts, len(text)))]
         assert "".join([*map(redactor.feed, parts), redactor.finish()]) == whole, cuts
+
+
+@pytest.mark.parametrize("text", ["nAccessKey@a.fm", "mailto:ailto:annAccessKeya+news@fastmail.fm?subject=x"])
+def test_out_2_a_word_for_a_key_within_an_address_is_no_fault_however_it_is_cut(text: str) -> None:
+    """Found by fuzzing: the key's word waited, and what stood before it in the same address had left."""
+    whole = redact(text, "default")
+    for cuts in (*((at,) for at in range(1, len(text))), tuple(range(1, len(text)))):
+        redactor = Redactor("default")
+        parts = [text[a:b] for a, b in itertools.pairwise((0, *cuts, len(text)))]
+        assert "".join([*map(redactor.feed, parts), redactor.finish()]) == whole, cuts
