@@ -168,17 +168,22 @@ def test_heartbeats_are_counted_from_the_last_token_that_was_written_at_once() -
     assert [18.5 <= heartbeats[0] <= 19.0, len(heartbeats)] == [True, 3]
 
 
-def test_out_5_a_fault_of_what_is_written_at_once_ends_the_stream_and_shows_nothing_more() -> None:
-    output, clock, _ = make([(float(at), token(str(at))) for at in range(1, 6)])
-    writer = FakeWriter(clock)
+def break_guard(output: Output, text: str) -> None:
+    """Have the output guard fail at the event with this text."""
     pieces = output._piece
 
     def broken(choice: int, event: Event) -> Any:
-        if event.text == "3":
+        if event.text == text:
             raise ApiError("redaction_failed", "The output guard failed; nothing more is sent.")
         return pieces(choice, event)
 
     output._piece = broken  # type: ignore[method-assign]
+
+
+def test_out_5_a_fault_of_what_is_written_at_once_ends_the_stream_and_shows_nothing_more() -> None:
+    output, clock, _ = make([(float(at), token(str(at))) for at in range(1, 6)])
+    writer = FakeWriter(clock)
+    break_guard(output, "3")
     chunks = direct(output, clock, writer)
     assert content(writer.written) == ["2"]
     assert json.loads(chunks[-1][1][6:])["error"]["code"] == "redaction_failed"
@@ -189,14 +194,7 @@ def test_out_5_a_fault_of_what_is_written_at_once_ends_the_stream_and_shows_noth
 
 def test_out_5_what_came_together_with_a_piece_that_failed_is_not_shown_and_ends_nothing_well() -> None:
     output, clock, _ = make([(1.0, token("a")), (2.0, token("b")), (2.0, token("c", "stop"))])
-    pieces = output._piece
-
-    def broken(choice: int, event: Event) -> Any:
-        if event.text == "b":
-            raise ApiError("redaction_failed", "The output guard failed; nothing more is sent.")
-        return pieces(choice, event)
-
-    output._piece = broken  # type: ignore[method-assign]
+    break_guard(output, "b")
     chunks = direct(output, clock, FakeWriter(clock))
     assert content(chunks[:-1]) == ["a"]
     assert json.loads(chunks[-1][1][6:])["error"]["code"] == "redaction_failed"
